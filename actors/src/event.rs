@@ -1,0 +1,383 @@
+//! State changes, numbered without gaps.
+//!
+//! Metrics, logs and users hear of every change through one bus. The bus folds all events into a
+//! [`Snapshot`], so a subscriber starts with the present, and the `from` of a change is by construction the `to`
+//! of the one before it. Memory is bounded: a subscriber that does not keep up is told how many it missed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use crate::backend::BackendName;
+use crate::breaker::{BreakerState, TransitionCause};
+use crate::fallback::{Access, DegradationLevel, Mode, ModeCause};
+use crate::journal::{JournalHealth, LossReport};
+use crate::operation::{OperationId, Version};
+
+/// How many events a subscriber may be behind before it misses some.
+pub const CAPACITY: usize = 1_024;
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number: one more than that of the event before it, from 1.
+    pub sequence: u64,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// A breaker changed its state.
+    BreakerChanged {
+        /// Whose.
+        backend: BackendName,
+        /// From this state.
+        from: BreakerState,
+        /// To this one.
+        to: BreakerState,
+        /// Because.
+        cause: TransitionCause,
+        /// Its generation from here on; results of calls that were admitted in an older one no longer count.
+        generation: u64,
+    },
+    /// What can be done with a backend changed.
+    AccessChanged {
+        /// Which backend.
+        backend: BackendName,
+        /// Before.
+        from: Access,
+        /// Now.
+        to: Access,
+    },
+    /// The fallback mode changed.
+    ModeChanged {
+        /// Before.
+        from: Mode,
+        /// Now.
+        to: Mode,
+        /// Because.
+        cause: ModeCause,
+    },
+    /// The degradation level changed.
+    LevelChanged {
+        /// Before.
+        from: DegradationLevel,
+        /// Now.
+        to: DegradationLevel,
+    },
+    /// The journal changed its state.
+    JournalChanged {
+        /// Before.
+        from: JournalHealth,
+        /// Now.
+        to: JournalHealth,
+    },
+    /// The journal was found damaged at its opening, and was told to go on with what is left.
+    JournalDamaged {
+        /// What is lost, exactly.
+        report: LossReport,
+    },
+    /// Something is wrong with a backend, or will be soon.
+    AlertRaised {
+        /// Which backend.
+        backend: BackendName,
+        /// What.
+        alert: Alert,
+    },
+    /// That is over.
+    AlertCleared {
+        /// Which backend.
+        backend: BackendName,
+        /// What.
+        alert: Alert,
+    },
+    /// A backend started to be given what it owes.
+    DrainStarted {
+        /// Which backend.
+        backend: BackendName,
+        /// How many writes it owes.
+        owed: usize,
+    },
+    /// A batch was drained.
+    DrainProgressed {
+        /// Which backend.
+        backend: BackendName,
+        /// Writes that are drained since the start.
+        drained: usize,
+        /// Writes that it still owes.
+        owed: usize,
+    },
+    /// A drain ended.
+    DrainStopped {
+        /// Which backend.
+        backend: BackendName,
+        /// Writes that it was given.
+        drained: usize,
+        /// Writes that it still owes: none, unless the drain was interrupted.
+        owed: usize,
+    },
+    /// A write is being undone.
+    SagaCompensating {
+        /// Which.
+        operation: OperationId,
+        /// Its version.
+        version: Version,
+        /// The backend that could not take it.
+        cause: BackendName,
+    },
+    /// A write is undone everywhere.
+    SagaRolledBack {
+        /// Which.
+        operation: OperationId,
+        /// Its version.
+        version: Version,
+    },
+    /// A backend will never take a write; it waits for a person.
+    DeadLetterAdded {
+        /// Which.
+        operation: OperationId,
+        /// Its version.
+        version: Version,
+        /// The backend.
+        backend: BackendName,
+        /// What the backend said.
+        reason: String,
+    },
+    /// A dead letter was sent again or discarded.
+    DeadLetterRemoved {
+        /// Which.
+        operation: OperationId,
+        /// Its version.
+        version: Version,
+        /// The backend.
+        backend: BackendName,
+        /// Whether it is tried again; else it was discarded.
+        retried: bool,
+    },
+    /// An actor died and was started again.
+    ActorRestarted {
+        /// Its name in the tree.
+        actor: String,
+        /// Why it died.
+        reason: String,
+        /// How often it was restarted so far.
+        restarts: u64,
+    },
+    /// An actor died too often; the runtime stops.
+    Escalated {
+        /// Its name in the tree.
+        actor: String,
+        /// Why it died the last time.
+        reason: String,
+    },
+    /// The runtime has recovered what it had accepted, and serves.
+    Started {
+        /// Accepted writes that were found unfinished.
+        recovered: usize,
+    },
+    /// The runtime takes no more requests.
+    Stopping,
+}
+
+/// What a prober warns of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Alert {
+    /// Probes failed several times in a row (3 by default).
+    ProbesFailing,
+    /// Probes succeed, but take much longer than they used to.
+    SlowingDown,
+}
+
+/// The state that all events up to one have led to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The number of the last event in it.
+    pub sequence: u64,
+    /// The breakers.
+    pub breakers: BTreeMap<BackendName, BreakerState>,
+    /// What can be done with each backend.
+    pub access: BTreeMap<BackendName, Access>,
+    /// The mode.
+    pub mode: Mode,
+    /// The level.
+    pub level: DegradationLevel,
+    /// The journal.
+    pub journal: JournalHealth,
+    /// Alerts that are raised.
+    pub alerts: Vec<(BackendName, Alert)>,
+}
+
+impl Snapshot {
+    /// Folds one event in. Gives `false`, and changes nothing, when the event does not follow this snapshot.
+    pub fn apply(&mut self, event: &Event) -> bool {
+        if event.sequence != self.sequence + 1 {
+            return false;
+        }
+        self.sequence = event.sequence;
+        match &event.kind {
+            EventKind::BreakerChanged { backend, to, .. } => {
+                self.breakers.insert(backend.clone(), *to);
+            }
+            EventKind::AccessChanged { backend, to, .. } => {
+                self.access.insert(backend.clone(), *to);
+            }
+            EventKind::ModeChanged { to, .. } => self.mode = *to,
+            EventKind::LevelChanged { to, .. } => self.level = *to,
+            EventKind::JournalChanged { to, .. } => self.journal = *to,
+            EventKind::AlertRaised { backend, alert } => self.alerts.push((backend.clone(), *alert)),
+            EventKind::AlertCleared { backend, alert } => {
+                self.alerts.retain(|(b, a)| (b, a) != (backend, alert));
+            }
+            _ => {}
+        }
+        true
+    }
+}
+
+/// Where events are published and subscribed to.
+pub struct EventBus {
+    snapshot: Mutex<Snapshot>,
+    sender: broadcast::Sender<Arc<Event>>,
+}
+
+impl Default for EventBus {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl EventBus {
+    /// A bus without events.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { snapshot: Mutex::default(), sender: broadcast::Sender::new(CAPACITY) }
+    }
+
+    /// Publishes what has no state before and after.
+    pub fn publish(&self, kind: EventKind) {
+        let mut snapshot = self.lock();
+        self.send(&mut snapshot, kind);
+    }
+
+    /// Publishes that a breaker changed, unless it did not.
+    pub fn breaker(&self, backend: &BackendName, to: BreakerState, cause: TransitionCause, generation: u64) {
+        let mut snapshot = self.lock();
+        let from = snapshot.breakers.get(backend).copied().unwrap_or_default();
+        if from != to {
+            self.send(
+                &mut snapshot,
+                EventKind::BreakerChanged { backend: backend.clone(), from, to, cause, generation },
+            );
+        }
+    }
+
+    /// Publishes that the access to a backend changed, unless it did not.
+    pub fn access(&self, backend: &BackendName, to: Access) {
+        let mut snapshot = self.lock();
+        let from = snapshot.access.get(backend).copied().unwrap_or_default();
+        if from != to {
+            self.send(&mut snapshot, EventKind::AccessChanged { backend: backend.clone(), from, to });
+        }
+    }
+
+    /// Publishes that the mode changed, unless it did not.
+    pub fn mode(&self, to: Mode, cause: ModeCause) {
+        let mut snapshot = self.lock();
+        let from = snapshot.mode;
+        if from != to {
+            self.send(&mut snapshot, EventKind::ModeChanged { from, to, cause });
+        }
+    }
+
+    /// Publishes that the level changed, unless it did not.
+    pub fn level(&self, to: DegradationLevel) {
+        let mut snapshot = self.lock();
+        let from = snapshot.level;
+        if from != to {
+            self.send(&mut snapshot, EventKind::LevelChanged { from, to });
+        }
+    }
+
+    /// Publishes that the journal changed, unless it did not.
+    pub fn journal(&self, to: JournalHealth) {
+        let mut snapshot = self.lock();
+        let from = snapshot.journal;
+        if from != to {
+            self.send(&mut snapshot, EventKind::JournalChanged { from, to });
+        }
+    }
+
+    /// The state now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.lock().clone()
+    }
+
+    /// All events from now on, and the state that they start from.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription {
+        let snapshot = self.lock();
+        Subscription { start: snapshot.clone(), receiver: self.sender.subscribe() }
+    }
+
+    fn send(&self, snapshot: &mut Snapshot, kind: EventKind) {
+        let event = Event { sequence: snapshot.sequence + 1, kind };
+        snapshot.apply(&event);
+        // Sent under the lock, so that the order of the numbers is the order of the channel. No receiver is fine.
+        let _ = self.sender.send(Arc::new(event));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Snapshot> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a subscriber gets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Update {
+    /// The next event.
+    Event(Arc<Event>),
+    /// The subscriber was too slow and missed this many. Later events follow; take a new snapshot to know the
+    /// state.
+    Lagged {
+        /// How many.
+        missed: u64,
+    },
+}
+
+/// A subscription to all events. Dropping it ends it.
+pub struct Subscription {
+    start: Snapshot,
+    receiver: broadcast::Receiver<Arc<Event>>,
+}
+
+impl Subscription {
+    /// The state at the beginning of the subscription; the first event has the number after its.
+    #[must_use]
+    pub fn start(&self) -> &Snapshot {
+        &self.start
+    }
+
+    /// The next event, or how many were missed; `None` when the runtime is gone.
+    pub async fn next(&mut self) -> Option<Update> {
+        match self.receiver.recv().await {
+            Ok(event) => Some(Update::Event(event)),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Update::Lagged { missed }),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+
+    /// The next event if there is one already.
+    pub fn try_next(&mut self) -> Option<Update> {
+        match self.receiver.try_recv() {
+            Ok(event) => Some(Update::Event(event)),
+            Err(broadcast::error::TryRecvError::Lagged(missed)) => Some(Update::Lagged { missed }),
+            Err(_) => None,
+        }
+    }
+}
