@@ -67,7 +67,6 @@ impl<M: Message> Slot<M> {
     ///
     /// # Errors
     /// The message, which was surely not handled.
-    #[expect(clippy::result_large_err, reason = "the error is the message itself")]
     pub fn cast(&self, message: M) -> Result<(), M> {
         let guard = self.0.load();
         let Some(actor) = guard.as_deref() else { return Err(message) };
