@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod breaker;
+pub mod config;
 pub mod error;
 pub mod event;
 pub mod fallback;
@@ -13,6 +14,7 @@ pub mod health;
 pub mod journal;
 pub mod limits;
 pub mod operation;
+pub mod plane;
 pub mod record;
 pub mod saga;
 pub mod supervisor;

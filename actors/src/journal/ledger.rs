@@ -219,6 +219,12 @@ impl Ledger {
 
     // ----- what is known ------------------------------------------------------------------------------------
 
+    /// How much it may hold.
+    #[must_use]
+    pub fn limits(&self) -> &QueueConfig {
+        &self.limits
+    }
+
     /// Unfinished entries.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -334,6 +340,12 @@ impl Ledger {
         } else {
             Outcome::Pending { version, owing, durable: entry.durable }
         }
+    }
+
+    /// Whether a saga still works on this operation.
+    #[must_use]
+    pub fn is_held(&self, operation: OperationId) -> bool {
+        self.operations.get(&operation).is_some_and(|version| self.entries[version].held)
     }
 
     /// All dead letters, oldest first.
@@ -456,9 +468,10 @@ impl Ledger {
         }
     }
 
-    /// The saga lets go of its entry: what is not finished is the drain's from here on, and readers see it.
-    pub fn release(&mut self, version: Version) {
-        let Some(entry) = self.entries.get_mut(&version) else { return };
+    /// The saga lets go of its entry: what is not finished is the drain's from here on, and readers see it. Says
+    /// whether anything is left.
+    pub fn release(&mut self, version: Version) -> bool {
+        let Some(entry) = self.entries.get_mut(&version) else { return false };
         entry.held = false;
         let undo = entry.decision.is_some();
         for leg in &mut entry.legs {
@@ -468,6 +481,7 @@ impl Ledger {
             }
         }
         self.refresh(version);
+        true
     }
 
     /// The saga found a leg done, or not done.
@@ -544,6 +558,25 @@ impl Ledger {
                 self.set(*version, backend, LegState::InFlight);
             }
             steps.push(step);
+        }
+        steps
+    }
+
+    /// The compensations that one entry owes, handed out to the saga that still holds it.
+    pub fn take_undo(&mut self, version: Version) -> Vec<(BackendName, Step)> {
+        let Some(entry) = self.entries.get(&version) else { return Vec::new() };
+        let owing: Vec<BackendName> = entry
+            .legs
+            .iter()
+            .filter(|leg| leg.state == LegState::UndoOwed)
+            .map(|leg| leg.backend.clone())
+            .collect();
+        let mut steps = Vec::with_capacity(owing.len());
+        for backend in owing {
+            if let Some(step) = self.undo_step(version, &backend) {
+                self.set(version, &backend, LegState::InFlight);
+                steps.push((backend, step));
+            }
         }
         steps
     }
