@@ -1,0 +1,93 @@
+//! What every actor's configuration has in common: problems that are told all at once, and durations.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+/// One thing that is wrong with a configuration. All of them are told at once, so that one restart mends them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigProblem {
+    /// Where, as a dotted path: `breaker.failure_threshold`.
+    pub path: String,
+    /// What is wrong, and what would be right.
+    pub problem: String,
+}
+
+impl ConfigProblem {
+    /// A problem at this path.
+    pub fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { path: path.into(), problem: problem.into() }
+    }
+}
+
+impl fmt::Display for ConfigProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.problem)
+    }
+}
+
+/// Adds a problem at this path unless the value is within the range.
+pub fn check_range<T: PartialOrd + fmt::Debug>(
+    problems: &mut Vec<ConfigProblem>,
+    path: String,
+    value: T,
+    range: RangeInclusive<T>,
+) {
+    if !range.contains(&value) {
+        let problem = format!("{value:?} is out of range; it must be {:?} to {:?}", range.start(), range.end());
+        problems.push(ConfigProblem { path, problem });
+    }
+}
+
+/// Durations as `"60s"`, `"250ms"` or plain seconds, whole or not: `#[serde(with = "crate::config::seconds")]`.
+pub mod seconds {
+    use std::fmt;
+    use std::time::Duration;
+
+    use serde::de::{Error, Unexpected, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    /// Writes the text form, which is exact.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        humantime_serde::serialize(duration, serializer)
+    }
+
+    /// Reads either form.
+    ///
+    /// # Errors
+    /// When it is neither, or a negative or infinite number of seconds.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        deserializer.deserialize_any(Seconds)
+    }
+
+    struct Seconds;
+
+    impl Visitor<'_> for Seconds {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a duration such as \"60s\", or a number of seconds")
+        }
+
+        fn visit_u64<E: Error>(self, seconds: u64) -> Result<Duration, E> {
+            Ok(Duration::from_secs(seconds))
+        }
+
+        fn visit_i64<E: Error>(self, seconds: i64) -> Result<Duration, E> {
+            u64::try_from(seconds)
+                .map(Duration::from_secs)
+                .map_err(|_| E::invalid_value(Unexpected::Signed(seconds), &self))
+        }
+
+        fn visit_f64<E: Error>(self, seconds: f64) -> Result<Duration, E> {
+            Duration::try_from_secs_f64(seconds).map_err(|_| E::invalid_value(Unexpected::Float(seconds), &self))
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
+            humantime_serde::deserialize(serde::de::value::StrDeserializer::<E>::new(text))
+                .map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+        }
+    }
+}
