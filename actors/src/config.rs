@@ -1,21 +1,26 @@
-//! What every actor's configuration has in common: problems that are told all at once, and durations.
+//! How configuration says what is wrong with it: everything at once, each with the path of its setting.
 
 use std::fmt;
 use std::ops::RangeInclusive;
 
-/// One thing that is wrong with a configuration. All of them are told at once, so that one restart mends them.
+/// One thing that is wrong with a configuration.
+///
+/// Every configuration has a `problems(&self, path, problems)` that appends all of them, so that a service is
+/// corrected in one go and not one restart per mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblem {
-    /// Where, as a dotted path: `breaker.failure_threshold`.
+    /// Which setting, with dots: `backends.graph.breaker.failure_threshold`.
     pub path: String,
-    /// What is wrong, and what would be right.
+    /// What is wrong with it, and what it may be.
     pub problem: String,
 }
 
 impl ConfigProblem {
-    /// A problem at this path.
-    pub fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { path: path.into(), problem: problem.into() }
+    /// A problem of one field of the configuration at this path. An empty path is the root.
+    #[must_use]
+    pub fn new(path: &str, field: &str, problem: impl Into<String>) -> Self {
+        let path = if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") };
+        Self { path, problem: problem.into() }
     }
 }
 
@@ -25,16 +30,17 @@ impl fmt::Display for ConfigProblem {
     }
 }
 
-/// Adds a problem at this path unless the value is within the range.
+/// Appends a problem of this field unless its value is within the range.
 pub fn check_range<T: PartialOrd + fmt::Debug>(
-    problems: &mut Vec<ConfigProblem>,
-    path: String,
+    path: &str,
+    field: &str,
     value: T,
     range: RangeInclusive<T>,
+    problems: &mut Vec<ConfigProblem>,
 ) {
     if !range.contains(&value) {
         let problem = format!("{value:?} is out of range; it must be {:?} to {:?}", range.start(), range.end());
-        problems.push(ConfigProblem { path, problem });
+        problems.push(ConfigProblem::new(path, field, problem));
     }
 }
 
@@ -86,6 +92,9 @@ pub mod seconds {
         }
 
         fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
+            if let Ok(seconds) = text.trim().parse() {
+                return self.visit_f64(seconds);
+            }
             humantime_serde::deserialize(serde::de::value::StrDeserializer::<E>::new(text))
                 .map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
         }

@@ -117,12 +117,12 @@ pub enum InvalidInput {
 impl Limits {
     /// Adds everything that is wrong with these values, under this path.
     pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
-        check_range(problems, format!("{path}.key_bytes"), self.key_bytes, 1..=65_535);
-        check_range(problems, format!("{path}.write_bytes"), self.write_bytes, 1 << 10..=64 << 20);
-        check_range(problems, format!("{path}.batch"), self.batch, 1..=100_000);
-        check_range(problems, format!("{path}.dimension"), self.dimension.unwrap_or(1), 1..=65_536);
-        check_range(problems, format!("{path}.depth"), self.depth, 1..=1_000);
-        check_range(problems, format!("{path}.hits"), self.hits, 1..=1_000_000);
+        check_range(path, "key_bytes", self.key_bytes, 1..=65_535, problems);
+        check_range(path, "write_bytes", self.write_bytes, 1 << 10..=64 << 20, problems);
+        check_range(path, "batch", self.batch, 1..=100_000, problems);
+        check_range(path, "dimension", self.dimension.unwrap_or(1), 1..=65_536, problems);
+        check_range(path, "depth", self.depth, 1..=1_000, problems);
+        check_range(path, "hits", self.hits, 1..=1_000_000, problems);
     }
 
     /// Checks a write.

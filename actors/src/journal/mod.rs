@@ -255,10 +255,10 @@ impl Default for QueueConfig {
 impl QueueConfig {
     /// Adds everything that is wrong with these values, under this path.
     pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
-        check_range(problems, format!("{path}.max_entries"), self.max_entries, 1..=10_000_000);
-        check_range(problems, format!("{path}.max_bytes"), self.max_bytes, 1 << 20..=16 << 30);
-        check_range(problems, format!("{path}.outcomes"), self.outcomes, 0..=1_000_000);
+        check_range(path, "max_entries", self.max_entries, 1..=10_000_000, problems);
+        check_range(path, "max_bytes", self.max_bytes, 1 << 20..=16 << 30, problems);
+        check_range(path, "outcomes", self.outcomes, 0..=1_000_000, problems);
         let hour = Duration::from_secs(3_600);
-        check_range(problems, format!("{path}.retry_after"), self.retry_after, Duration::from_millis(1)..=hour);
+        check_range(path, "retry_after", self.retry_after, Duration::from_millis(1)..=hour, problems);
     }
 }

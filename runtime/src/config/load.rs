@@ -145,7 +145,8 @@ impl Tree {
         let path = path.into();
         let mut problem = problem.into();
         let inside = format!("{path}.");
-        let mut set = self.variables.range(path.clone()..).take_while(|(at, _)| **at == path || at.starts_with(&inside));
+        let mut set =
+            self.variables.range(path.clone()..).take_while(|(at, _)| **at == path || at.starts_with(&inside));
         if let Some((_, variable)) = set.next() {
             problem = format!("{problem} (set by {})", variable.name);
         }
@@ -156,12 +157,14 @@ impl Tree {
 /// Merges `over` into `base`; values of `over` win.
 fn merge(at: &str, base: &mut Map<String, Value>, over: Map<String, Value>, problems: &mut Vec<ConfigProblem>) {
     for (key, value) in over {
-        let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
         match (base.get_mut(&key), value) {
-            (Some(Value::Object(base)), Value::Object(over)) => merge(&path, base, over, problems),
+            (Some(Value::Object(base)), Value::Object(over)) => {
+                let at = if at.is_empty() { key } else { format!("{at}.{key}") };
+                merge(&at, base, over, problems);
+            }
             (Some(below), value) => {
                 if below.is_object() != value.is_object() {
-                    problems.push(ConfigProblem::new(path, "is a section in one place and a value in another"));
+                    problems.push(ConfigProblem::new(at, &key, "is a section in one place and a value in another"));
                 }
                 *below = value;
             }

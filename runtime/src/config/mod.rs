@@ -144,10 +144,10 @@ impl Config {
         queue.problems("queue", &mut problems);
         metrics.problems("metrics", &mut problems);
         if data_dir.as_os_str().is_empty() {
-            problems.push(ConfigProblem::new("data_dir", "is empty; name a directory"));
+            problems.push(ConfigProblem::new("", "data_dir", "is empty; name a directory"));
         }
         if data_dir.starts_with("~") {
-            problems.push(ConfigProblem::new("data_dir", "starts with `~`, and HOME is not set; write it out"));
+            problems.push(ConfigProblem::new("", "data_dir", "starts with `~`, and HOME is not set; write it out"));
         }
         problems
     }

@@ -70,7 +70,7 @@ impl Environment {
             let Some(key) = name.strip_prefix(PREFIX) else { continue };
             let path = key.to_lowercase().replace("__", ".");
             if path.split('.').any(str::is_empty) {
-                environment.problems.push(ConfigProblem::new(name, "names no key; write SEAWALL__SECTION__KEY"));
+                environment.problems.push(ConfigProblem::new("", name, "names no key; write SEAWALL__SECTION__KEY"));
             } else {
                 let variable = Variable { name: name.clone(), path: canonical(&path), text: text.clone() };
                 environment.variables.push(variable);
@@ -81,7 +81,7 @@ impl Environment {
     }
 
     fn note_unused(&mut self, get: impl Fn(&str) -> Option<String>) {
-        let mut note = |name: &str, problem: &str| self.unused.push(ConfigProblem::new(name, problem));
+        let mut note = |name: &str, problem: &str| self.unused.push(ConfigProblem::new("", name, problem));
         if get("FALLBACK_CACHE_DIR").is_some() {
             note("FALLBACK_CACHE_DIR", "not used: the cache is in memory; what must survive is in data_dir");
         }
@@ -134,16 +134,10 @@ fn branch<'a>(layer: &'a mut Map<String, Value>, path: &str) -> Option<&'a mut M
     path.split('.').try_fold(layer, |map, key| map.get_mut(key)?.as_object_mut())
 }
 
-fn rename(
-    at: &str,
-    branch: &mut Map<String, Value>,
-    alias: &str,
-    key: &str,
-    problems: &mut Vec<ConfigProblem>,
-) {
+fn rename(at: &str, branch: &mut Map<String, Value>, alias: &str, key: &str, problems: &mut Vec<ConfigProblem>) {
     let Some(value) = branch.remove(alias) else { return };
     if branch.contains_key(key) {
-        problems.push(ConfigProblem::new(format!("{at}.{alias}"), format!("another name of `{key}`, which is set too")));
+        problems.push(ConfigProblem::new(at, alias, format!("another name of `{key}`, which is set too")));
     } else {
         branch.insert(key.to_owned(), value);
     }

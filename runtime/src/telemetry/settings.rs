@@ -41,9 +41,9 @@ impl MetricsConfig {
                 "{address} can be reached from other machines, and the page has no login; use a loopback address \
                  such as 127.0.0.1:9464, or set {path}.allow_remote = true"
             );
-            problems.push(ConfigProblem::new(format!("{path}.listen"), problem));
+            problems.push(ConfigProblem::new(path, "listen", problem));
         }
         let range = Duration::from_millis(100)..=Duration::from_secs(60);
-        check_range(problems, format!("{path}.sample_interval"), self.sample_interval, range);
+        check_range(path, "sample_interval", self.sample_interval, range, problems);
     }
 }
