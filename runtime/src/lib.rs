@@ -1,1 +1,4 @@
-//! x
+//! Seawall: what stands between a service and its stores.
+
+pub mod config;
+pub mod telemetry;

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::backend::BackendName;
+use crate::config::{ConfigProblem, check_range};
 use crate::operation::{Change, OperationId, Priority, Version};
 
 /// One entry of the log.
@@ -242,13 +243,24 @@ pub struct QueueConfig {
     pub max_bytes: usize,
     /// Finished operations whose outcome is remembered. Default 10 000, range 0 to 1 000 000.
     pub outcomes: usize,
-    /// What a refused caller is told to wait when the queue is full. Default 1 s.
-    #[serde(with = "humantime_serde")]
+    /// What a refused caller is told to wait when the queue is full. Default 1 s, range 1 ms to 1 h.
+    #[serde(with = "crate::config::seconds")]
     pub retry_after: Duration,
 }
 
 impl Default for QueueConfig {
     fn default() -> Self {
         Self { max_entries: 10_000, max_bytes: 64 << 20, outcomes: 10_000, retry_after: Duration::from_secs(1) }
+    }
+}
+
+impl QueueConfig {
+    /// Adds everything that is wrong with these values, under this path.
+    pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
+        check_range(path, "max_entries", self.max_entries, 1..=10_000_000, problems);
+        check_range(path, "max_bytes", self.max_bytes, 1 << 20..=16 << 30, problems);
+        check_range(path, "outcomes", self.outcomes, 0..=1_000_000, problems);
+        let hour = Duration::from_secs(3_600);
+        check_range(path, "retry_after", self.retry_after, Duration::from_millis(1)..=hour, problems);
     }
 }
