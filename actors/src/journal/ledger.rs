@@ -500,7 +500,8 @@ impl Ledger {
     /// may have, owe the compensation.
     pub fn decide(&mut self, version: Version, cause: &BackendName, ending: Ending) {
         let Some(entry) = self.entries.get_mut(&version) else { return };
-        if entry.decision.is_some() {
+        if let Some(decision) = &mut entry.decision {
+            decision.ending = ending;
             return;
         }
         entry.decision = Some(Decision { cause: cause.clone(), ending });
@@ -528,6 +529,38 @@ impl Ledger {
         let Some(Leg { state: LegState::Dead(_), .. }) = entry.leg(backend) else { return };
         let state = if entry.decision.is_some() { LegState::UndoOwed } else { LegState::Owed };
         self.set(version, backend, state);
+    }
+
+    /// A person gives up on the dead letters of an entry. What other backends have of it is undone where there is a
+    /// pre-image to go back to; the rest stays as it is. Gives what is to be written down; nothing when the entry
+    /// has no dead letter.
+    pub fn discard(&mut self, version: Version) -> Vec<JournalRecord> {
+        let dead_legs = |entry: &Entry| -> Vec<BackendName> {
+            let dead = entry.legs.iter().filter(|leg| matches!(leg.state, LegState::Dead(_)));
+            dead.map(|leg| leg.backend.clone()).collect()
+        };
+        let Some(cause) = self.entries.get(&version).and_then(|entry| dead_legs(entry).into_iter().next()) else {
+            return Vec::new();
+        };
+        let mut records = Vec::new();
+        let decided =
+            JournalRecord::Decided { version, cause, reason: "discarded".to_owned(), ending: Ending::Discarded };
+        self.apply(&decided);
+        records.push(decided);
+        let dead = self.entries.get(&version).map(dead_legs).unwrap_or_default();
+        for backend in dead {
+            let undone = JournalRecord::Undone { version, backend };
+            self.apply(&undone);
+            records.push(undone);
+        }
+        records.extend(self.close(version));
+        records
+    }
+
+    /// The version of an unfinished operation.
+    #[must_use]
+    pub fn version_of(&self, operation: OperationId) -> Option<Version> {
+        self.operations.get(&operation).copied()
     }
 
     /// Closes the entry if nobody owes anything for it: gives the record that says so.
@@ -565,12 +598,8 @@ impl Ledger {
     /// The compensations that one entry owes, handed out to the saga that still holds it.
     pub fn take_undo(&mut self, version: Version) -> Vec<(BackendName, Step)> {
         let Some(entry) = self.entries.get(&version) else { return Vec::new() };
-        let owing: Vec<BackendName> = entry
-            .legs
-            .iter()
-            .filter(|leg| leg.state == LegState::UndoOwed)
-            .map(|leg| leg.backend.clone())
-            .collect();
+        let owing: Vec<BackendName> =
+            entry.legs.iter().filter(|leg| leg.state == LegState::UndoOwed).map(|leg| leg.backend.clone()).collect();
         let mut steps = Vec::with_capacity(owing.len());
         for backend in owing {
             if let Some(step) = self.undo_step(version, &backend) {

@@ -8,8 +8,8 @@ mod store;
 mod versions;
 
 pub use locks::{KeyGuard, KeyLocks};
-pub use store::{FOREIGN_VERSION, LiveCall, LiveCalls, Store};
 pub(crate) use store::check_fence;
+pub use store::{FOREIGN_VERSION, LiveCall, LiveCalls, Store};
 pub use versions::Versions;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt;
 use crate::backend::{Applied, Backend, BackendError, BackendName, Capabilities, FencedWrite, Role};
-use crate::breaker::{BreakerHandle, Lease};
+use crate::breaker::{BreakerHandle, OwnedLease as Lease};
 use crate::plane::Versions;
+use futures::FutureExt;
 
 /// The code of the error when a backend holds a version that this runtime never gave out.
 pub const FOREIGN_VERSION: &str = "foreign_version";

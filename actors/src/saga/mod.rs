@@ -27,9 +27,10 @@ mod actor;
 mod policy;
 mod run;
 
-pub use actor::{SagaCoordinator, SagaHandle, SagaMessage};
+pub use actor::{SagaArguments, SagaCoordinator};
 pub use policy::{Failure, LegEnd, Verdict, verdict};
 pub use run::Operation;
+pub(crate) use run::appended;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

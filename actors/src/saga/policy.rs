@@ -120,12 +120,7 @@ mod tests {
     }
 
     fn any_rule() -> impl Strategy<Value = WriteRule> {
-        prop_oneof![
-            Just(WriteRule::Through),
-            Just(WriteRule::Memory),
-            Just(WriteRule::Local),
-            Just(WriteRule::Queue)
-        ]
+        prop_oneof![Just(WriteRule::Through), Just(WriteRule::Memory), Just(WriteRule::Local), Just(WriteRule::Queue)]
     }
 
     proptest! {

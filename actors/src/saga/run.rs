@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::backend::{BackendError, BackendName, FencedWrite, Fence, Happened, Stored};
-use crate::breaker::{Lease, Purpose};
+use crate::backend::{BackendError, BackendName, Fence, FencedWrite, Happened, Stored};
+use crate::breaker::{OwnedLease as Lease, Purpose};
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Plan, WriteRule};
@@ -106,7 +106,7 @@ impl Operation {
         if let Some(known) = self.known() {
             return known;
         }
-        let plan = self.plane.fallback.plan.get();
+        let plan = self.plane.fallback.plan().get();
         let rule = plan.write_rule();
         if let WriteRule::Refused { reason } = rule {
             return Err(Refusal::ReadOnly { reason });
@@ -126,7 +126,9 @@ impl Operation {
         }
         match ledger.outcome(operation) {
             Outcome::Committed(version) => Some(Ok(self.receipt(version, Held::Committed))),
-            Outcome::Pending { version, owing, durable: true } => Some(Ok(self.receipt(version, Held::Queued { owing }))),
+            Outcome::Pending { version, owing, durable: true } => {
+                Some(Ok(self.receipt(version, Held::Queued { owing })))
+            }
             Outcome::Pending { version, owing, .. } => Some(Ok(self.receipt(version, Held::Volatile { owing }))),
             Outcome::Compensating { .. } => Some(Err(Refusal::Unknown { operation })),
             Outcome::DeadLetter { refused_by, .. } => Some(Err(Refusal::Rejected {
@@ -146,14 +148,16 @@ impl Operation {
                 || self.plane.ledger().is_behind(&store.name, self.changes.iter().map(Change::key));
             let lease = match (owe, rule) {
                 (true, _) => None,
-                (false, WriteRule::Through) => Some(store.breaker.gate().try_acquire(Purpose::Live).map_err(|rejected| {
-                    Refusal::Unavailable {
-                        backend: store.name.clone(),
-                        reason: rejected.to_string(),
-                        retry_after: rejected.retry_after,
-                    }
-                })?),
-                (false, _) => store.breaker.gate().try_acquire(Purpose::Live).ok(),
+                (false, WriteRule::Through) => {
+                    Some(store.breaker.gate().try_acquire_owned(Purpose::Live).map_err(|rejected| {
+                        Refusal::Unavailable {
+                            backend: store.name.clone(),
+                            reason: rejected.to_string(),
+                            retry_after: rejected.retry_after,
+                        }
+                    })?)
+                }
+                (false, _) => store.breaker.gate().try_acquire_owned(Purpose::Live).ok(),
             };
             admitted.push((Arc::clone(store), lease));
         }
@@ -376,7 +380,7 @@ impl Operation {
             Some(async move {
                 let mut result = StepResult::Again;
                 for retry in 0..=self.config.max_retries {
-                    let Ok(lease) = store.breaker.gate().try_acquire(Purpose::Compensation) else { break };
+                    let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Compensation) else { break };
                     let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
                     result = lane::attempt(&self.plane, &store, lease, &step, timeout).await;
                     let wait = self.config.wait_before(retry);
@@ -448,13 +452,8 @@ impl Operation {
         (store, result)
     }
 
-    async fn commit_native(
-        &self,
-        store: &Store,
-        open: Box<dyn crate::backend::Transaction>,
-        until: Instant,
-    ) -> LegEnd {
-        let Ok(lease) = store.breaker.gate().try_acquire(Purpose::Live) else {
+    async fn commit_native(&self, store: &Store, open: Box<dyn crate::backend::Transaction>, until: Instant) -> LegEnd {
+        let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Live) else {
             let _ = tokio::time::timeout_at(until, open.rollback()).await;
             return LegEnd::Failed(Failure::without_effect("its breaker opened before the commit"));
         };
@@ -508,7 +507,7 @@ impl Operation {
     fn lease(&self, leg: &mut Leg) -> Result<Lease, Failure> {
         match leg.lease.take() {
             Some(lease) => Ok(lease),
-            None => leg.store.breaker.gate().try_acquire(Purpose::Live).map_err(|rejected| Failure {
+            None => leg.store.breaker.gate().try_acquire_owned(Purpose::Live).map_err(|rejected| Failure {
                 happened: Happened::No,
                 hopeless: false,
                 reason: rejected.to_string(),
@@ -551,8 +550,23 @@ impl Operation {
 
     /// Tells the cache, and the backends that are only told.
     fn remember(&self, version: Version) {
+        let (cache, now) = (self.plane.fallback.cache(), Instant::now());
         for change in &*self.changes {
-            self.plane.fallback.cache.write(change, version, Instant::now());
+            let key = change.key();
+            let known = match change {
+                Change::Put(record) => Some(Some(Arc::new(record.clone()))),
+                Change::Delete { .. } => Some(None),
+                // Writes of a key come one after another, so what the cache holds is what this was merged into.
+                Change::Merge { .. } => {
+                    cache.get(key, now).map(|hit| change.apply_to(hit.record.as_deref().cloned()).map(Arc::new))
+                }
+            };
+            match known {
+                Some(record) => {
+                    cache.put(key, version, record, now);
+                }
+                None => cache.invalidate(key, version),
+            }
         }
         self.tell_best_effort(version);
     }
@@ -560,7 +574,7 @@ impl Operation {
     /// Tells the write to caches and copies. Nobody waits for them, and what they miss is their loss.
     fn tell_best_effort(&self, version: Version) {
         for store in self.plane.best_effort() {
-            let Ok(lease) = store.breaker.gate().try_acquire(Purpose::Live) else { continue };
+            let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Live) else { continue };
             let write = FencedWrite {
                 operation: self.write.operation,
                 version,
@@ -576,7 +590,7 @@ impl Operation {
 
     fn hear(&self, store: &Store, error: &BackendError) {
         if error.kind == crate::backend::ErrorKind::ReadOnly {
-            self.plane.fallback.write_refused(&store.name);
+            self.plane.fallback.write_refused(store.name.clone());
         }
     }
 
@@ -627,9 +641,5 @@ fn is_hopeless(end: &LegEnd) -> bool {
 
 fn give_up(backend: BackendName, failure: Failure) -> Refusal {
     let Failure { hopeless, reason, retry_after, .. } = failure;
-    if hopeless {
-        Refusal::Rejected { backend, reason }
-    } else {
-        Refusal::RolledBack { backend, reason, retry_after }
-    }
+    if hopeless { Refusal::Rejected { backend, reason } } else { Refusal::RolledBack { backend, reason, retry_after } }
 }

@@ -7,8 +7,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 
-use crate::backend::{BackendName, FencedWrite, Fence};
-use crate::breaker::{Lease, Purpose};
+use crate::backend::{BackendName, Fence, FencedWrite};
+use crate::breaker::{OwnedLease as Lease, Purpose};
 use crate::event::EventKind;
 use crate::journal::{JournalRecord, Step, StepResult};
 use crate::plane::{DataPlane, FOREIGN_VERSION, Store};
@@ -61,7 +61,7 @@ impl Lane {
     /// Works until it is dropped.
     pub(crate) async fn run(self) {
         let mut work = self.plane.work.subscribe();
-        let mut plans = self.plane.fallback.plan.subscribe();
+        let mut plans = self.plane.fallback.plan().subscribe();
         let mut breaker = self.store.breaker.watch();
         loop {
             work.mark_unchanged();
@@ -82,7 +82,7 @@ impl Lane {
     }
 
     fn may_drain(&self) -> bool {
-        self.plane.fallback.plan.load().may_drain() && self.ready() > 0
+        self.plane.fallback.plan().load().may_drain() && self.ready() > 0
     }
 
     fn ready(&self) -> usize {
@@ -101,7 +101,7 @@ impl Lane {
         let mut session = Session::default();
         loop {
             while pause.is_none() && self.may_drain() && running.len() < window.allows(self.store.live.count()) {
-                let lease = match self.store.breaker.gate().try_acquire(self.purpose()) {
+                let lease = match self.store.breaker.gate().try_acquire_owned(self.purpose()) {
                     Ok(lease) => lease,
                     Err(rejected) => {
                         pause = Some(Instant::now() + rejected.retry_after.unwrap_or(ASK_AGAIN).max(ASK_AGAIN / 100));
@@ -194,7 +194,7 @@ pub(crate) async fn attempt(
         Ok(_) => StepResult::Done,
         Err(error) => {
             if error.kind == crate::backend::ErrorKind::ReadOnly {
-                plane.fallback.write_refused(&store.name);
+                plane.fallback.write_refused(store.name.clone());
             }
             // A version of somebody else's stays in the way for ever: a person has to look.
             if error.verdict().hopeless || error.code.as_deref() == Some(FOREIGN_VERSION) {

@@ -23,7 +23,7 @@ mod actor;
 pub(crate) mod lane;
 mod policy;
 
-pub use actor::{LaneStatus, SyncHandle, SyncMessage, SyncWorker};
+pub use actor::{DrainProgress, LaneStatus, Lanes, SyncArguments, SyncHandle, SyncMessage, SyncWorker};
 pub use policy::DrainWindow;
 
 use std::time::Duration;
