@@ -93,11 +93,10 @@ impl Default for GatewayConfig {
 impl GatewayConfig {
     /// Adds all that is wrong with these settings.
     pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
-        let at = |field: &str| format!("{path}.{field}");
         let (ms, hour) = (Duration::from_millis(1), Duration::from_secs(3_600));
-        check_range(problems, at("max_in_flight"), self.max_in_flight, 1..=1_000_000);
-        check_range(problems, at("write_timeout"), self.write_timeout, ms..=hour);
-        check_range(problems, at("read_timeout"), self.read_timeout, ms..=hour);
-        check_range(problems, at("retry_after"), self.retry_after, ms..=Duration::from_secs(60));
+        check_range(path, "max_in_flight", self.max_in_flight, 1..=1_000_000, problems);
+        check_range(path, "write_timeout", self.write_timeout, ms..=hour, problems);
+        check_range(path, "read_timeout", self.read_timeout, ms..=hour, problems);
+        check_range(path, "retry_after", self.retry_after, ms..=Duration::from_secs(60), problems);
     }
 }

@@ -96,14 +96,13 @@ impl Default for SagaConfig {
 impl SagaConfig {
     /// Adds all that is wrong with these settings.
     pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
-        let at = |field: &str| format!("{path}.{field}");
         let (ms, hour) = (Duration::from_millis(1), Duration::from_secs(3_600));
-        check_range(problems, at("timeout"), self.timeout, 10 * ms..=hour);
-        check_range(problems, at("step_timeout"), self.step_timeout, ms..=self.timeout);
-        check_range(problems, at("max_retries"), self.max_retries, 0..=20);
-        check_range(problems, at("backoff"), self.backoff, ms..=Duration::from_secs(60));
-        check_range(problems, at("max_backoff"), self.max_backoff, self.backoff..=hour);
-        check_range(problems, at("rollback_timeout"), self.rollback_timeout, ms..=hour);
+        check_range(path, "timeout", self.timeout, 10 * ms..=hour, problems);
+        check_range(path, "step_timeout", self.step_timeout, ms..=self.timeout, problems);
+        check_range(path, "max_retries", self.max_retries, 0..=20, problems);
+        check_range(path, "backoff", self.backoff, ms..=Duration::from_secs(60), problems);
+        check_range(path, "max_backoff", self.max_backoff, self.backoff..=hour, problems);
+        check_range(path, "rollback_timeout", self.rollback_timeout, ms..=hour, problems);
     }
 
     /// The waits before the retries, with jitter: between half of the doubled wait and the whole.

@@ -213,7 +213,8 @@ async fn promote(plane: Arc<DataPlane>) {
             plan.mode != Mode::MemoryOnly && plan.journal == JournalHealth::Healthy
         };
         if durable {
-            for intent in plane.ledger().volatile() {
+            let volatile = plane.ledger().volatile();
+            for intent in volatile {
                 let records = plane.ledger().records_of(intent.version);
                 if records.is_empty() || appended(plane.journal.append(records)).await.is_err() {
                     continue;

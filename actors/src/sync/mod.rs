@@ -69,12 +69,11 @@ impl Default for SyncConfig {
 impl SyncConfig {
     /// Adds all that is wrong with these settings.
     pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
-        let at = |field: &str| format!("{path}.{field}");
         let (ms, hour) = (Duration::from_millis(1), Duration::from_secs(3_600));
-        check_range(problems, at("batch"), self.batch, 1..=10_000);
-        check_range(problems, at("concurrency"), self.concurrency, 1..=1_024);
-        check_range(problems, at("step_timeout"), self.step_timeout, ms..=hour);
-        check_range(problems, at("backoff"), self.backoff, ms..=Duration::from_secs(60));
-        check_range(problems, at("max_backoff"), self.max_backoff, self.backoff..=hour);
+        check_range(path, "batch", self.batch, 1..=10_000, problems);
+        check_range(path, "concurrency", self.concurrency, 1..=1_024, problems);
+        check_range(path, "step_timeout", self.step_timeout, ms..=hour, problems);
+        check_range(path, "backoff", self.backoff, ms..=Duration::from_secs(60), problems);
+        check_range(path, "max_backoff", self.max_backoff, self.backoff..=hour, problems);
     }
 }
