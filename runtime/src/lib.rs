@@ -1,3 +1,4 @@
 //! x
 
+pub mod backends;
 pub mod guard;
