@@ -1,3 +1,4 @@
 //! x
 
 pub mod guard;
+pub mod journal;
