@@ -32,10 +32,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use seawall_actors::backend::BackendName;
+use seawall_actors::breaker::BreakerConfig;
 use seawall_actors::config::ConfigProblem;
+use seawall_actors::fallback::FallbackConfig;
 use seawall_actors::journal::QueueConfig;
 use seawall_actors::limits::Limits;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::telemetry::MetricsConfig;
 use load::Tree;
@@ -55,8 +58,22 @@ pub struct Config {
     pub limits: Limits,
     /// How much may be owed.
     pub queue: QueueConfig,
+    /// When a backend is left alone, and when it is tried again.
+    pub breaker: BreakerConfig,
+    /// What is done when not everything works.
+    pub fallback: FallbackConfig,
     /// Where the metrics go.
     pub metrics: MetricsConfig,
+    /// What differs for single backends, by their names. A backend that is not here is as all are.
+    pub backends: BTreeMap<String, BackendConfig>,
+}
+
+/// What differs for one backend.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackendConfig {
+    /// Its breaker. What a file or the environment leaves out is as in [`Config::breaker`].
+    pub breaker: BreakerConfig,
 }
 
 impl Default for Config {
@@ -65,7 +82,10 @@ impl Default for Config {
             data_dir: PathBuf::from("seawall-data"),
             limits: Limits::default(),
             queue: QueueConfig::default(),
+            breaker: BreakerConfig::default(),
+            fallback: FallbackConfig::default(),
             metrics: MetricsConfig::default(),
+            backends: BTreeMap::new(),
         }
     }
 }
@@ -121,13 +141,22 @@ impl Config {
         ConfigError::unless_none(self.problems())
     }
 
+    /// The breaker of this backend.
+    #[must_use]
+    pub fn breaker_of(&self, backend: &BackendName) -> &BreakerConfig {
+        self.backends.get(backend.as_str()).map_or(&self.breaker, |own| &own.breaker)
+    }
+
     fn read(mut tree: Tree, home: Option<&str>) -> Result<Self, ConfigError> {
         let defaults = Self::default();
         let mut config = Self {
             data_dir: tree.section("data_dir", defaults.data_dir),
             limits: tree.section("limits", defaults.limits),
             queue: tree.section("queue", defaults.queue),
+            breaker: tree.section("breaker", defaults.breaker),
+            fallback: tree.section("fallback", defaults.fallback),
             metrics: tree.section("metrics", defaults.metrics),
+            backends: tree.sections("backends", &["breaker"]),
         };
         if let (Ok(inside), Some(home)) = (config.data_dir.strip_prefix("~"), home) {
             config.data_dir = Path::new(home).join(inside);
@@ -138,11 +167,23 @@ impl Config {
     }
 
     fn problems(&self) -> Vec<ConfigProblem> {
-        let Self { data_dir, limits, queue, metrics } = self;
+        let Self { data_dir, limits, queue, breaker, fallback, metrics, backends } = self;
         let mut problems = Vec::new();
         limits.problems("limits", &mut problems);
         queue.problems("queue", &mut problems);
+        breaker.problems("breaker", &mut problems);
+        fallback.problems("fallback", &mut problems);
         metrics.problems("metrics", &mut problems);
+        for (name, backend) in backends {
+            // A value that is wrong for all is told once, not once more for everyone who has it from there.
+            let mut own = Vec::new();
+            backend.breaker.problems("breaker", &mut own);
+            own.retain(|found| !problems.contains(found));
+            problems.extend(
+                own.into_iter()
+                    .map(|found| ConfigProblem::new("backends", &format!("{name}.{}", found.path), found.problem)),
+            );
+        }
         if data_dir.as_os_str().is_empty() {
             problems.push(ConfigProblem::new("", "data_dir", "is empty; name a directory"));
         }
