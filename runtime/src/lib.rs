@@ -1,4 +1,6 @@
-//! Seawall: what stands between a service and its stores.
+//! Seawall stands between a service and the stores that it writes to.
 
+pub mod backends;
 pub mod config;
+pub mod guard;
 pub mod telemetry;

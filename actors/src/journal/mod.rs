@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!            Intent ──────────────► every backend in `owes` owes the write
-//!   Done{b}, Superseded{b} ───────► b no longer owes it
+//!            Done{b} ─────────────► b no longer owes it
 //!            Decided ─────────────► from here on what was done is undone instead
 //!          Undone{b} ─────────────► b no longer owes the compensation
 //!   DeadLetter{b} / Revived{b} ───► b waits for a person / owes again
@@ -51,6 +51,8 @@ pub enum JournalRecord {
         cause: BackendName,
         /// What that backend said.
         reason: String,
+        /// How the entry ends when all is undone.
+        ending: Ending,
     },
     /// A backend no longer has the write.
     Undone {
@@ -122,8 +124,8 @@ pub struct Intent {
     pub changes: Arc<[Change]>,
     /// The backends that have to get it.
     pub owes: Vec<BackendName>,
-    /// For backends that are tried at once: the change that takes the write back there, registered before it is
-    /// applied. A backend that is not here has nothing to undo unless it is done by the drain.
+    /// For backends that are tried at once: what takes the write back there, registered before it is applied.
+    /// A backend that is not here was not to be tried at once.
     pub undo: Vec<(BackendName, Arc<[Change]>)>,
 }
 
