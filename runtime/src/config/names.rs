@@ -24,6 +24,8 @@ pub(super) const ALIASES: &[(&str, &str, &str)] = &[
     ("breaker", "excluded_exceptions", "excluded_errors"),
     ("fallback", "mode", "mode_when_degraded"),
     ("queue", "max_queue_size", "max_entries"),
+    ("saga", "timeout_seconds", "timeout"),
+    ("sync", "drain_batch_size", "batch"),
 ];
 
 /// A setting from the environment.

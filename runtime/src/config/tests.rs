@@ -40,6 +40,10 @@ fn the_defaults_are_the_figures_of_the_documents() {
         ("/breaker/success_threshold", json!(2), "documents 000, 001 and 004"),
         ("/breaker/reset_timeout", json!("1m"), "documents 000 to 004: 60 s"),
         ("/breaker/excluded_errors", json!([]), "documents 000 and 001"),
+        ("/saga/timeout", json!("30s"), "document 000"),
+        ("/saga/max_retries", json!(3), "document 000"),
+        ("/saga/rollback_timeout", json!("10s"), "document 000"),
+        ("/sync/batch", json!(100), "documents 000 and 001"),
         ("/queue/max_entries", json!(10_000), "documents 000 and 001"),
         ("/fallback/cache/max_size", json!(1_000), "documents 000 and 001"),
         ("/fallback/mode_when_normal", json!("disabled"), "document 004"),
@@ -132,7 +136,7 @@ fn every_alias_of_a_file_gives_way_to_the_key_in_the_environment() {
 
 #[test]
 fn a_key_under_two_names_in_one_file_is_refused() {
-    let text = "[queue]\nmax_queue_size = 5\nmax_entries = 6\n[backends.graph.breaker]\ntimeout_seconds = 1\nreset_timeout = 2";
+    let text = "[queue]\nmax_queue_size = 500\nmax_entries = 600\n[backends.graph.breaker]\ntimeout_seconds = 1\nreset_timeout = 2";
     assert_eq!(paths(Config::from_toml(text)), ["backends.graph.breaker.timeout_seconds", "queue.max_queue_size"]);
 }
 
@@ -286,6 +290,7 @@ fn everything_that_is_wrong_is_told_at_once() {
         "limits.batch",
         "limits.colour",
         "limits.key_bytes",
+        "limits.write_bytes",
         "metrics.listen",
         "metrics.sample_interval",
         "queue.max_bytes",
@@ -332,6 +337,13 @@ fn a_page_that_others_can_reach_must_be_asked_for() {
         let text = format!("[metrics]\nlisten = \"{listen}\"\nallow_remote = {remote}");
         assert_eq!(Config::from_toml(&text).is_ok(), fine, "{listen}");
     }
+}
+
+#[test]
+fn values_that_do_not_go_together_are_told() {
+    let text =
+        "[queue]\nmax_entries = 50\nmax_bytes = 1_048_576\n[saga]\ntimeout = 5\n[limits]\nwrite_bytes = 2_000_000";
+    assert_eq!(paths(Config::from_toml(text)), ["limits.write_bytes", "saga.step_timeout", "sync.batch"]);
 }
 
 #[test]

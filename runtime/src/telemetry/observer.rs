@@ -11,7 +11,7 @@ use seawall_actors::fallback::{DegradationLevel, Mode};
 use seawall_actors::journal::JournalHealth;
 use tracing::{debug, error, info, warn};
 
-use super::series::{Registry, breaker_state};
+use super::series::Registry;
 
 /// Counts and logs what happens.
 pub(super) struct Observer {
@@ -54,7 +54,7 @@ impl Observer {
                 .counter(
                     "seawall_breaker_transitions_total",
                     "Changes of a breaker's state, by state before and after.",
-                    &[("backend", backend.as_str()), ("from", breaker_state(*from)), ("to", breaker_state(*to))],
+                    &[("backend", backend.as_str()), ("from", from.as_str()), ("to", to.as_str())],
                 )
                 .increment(1),
             EventKind::ModeChanged { to, .. } => self
@@ -136,12 +136,12 @@ fn log(event: &Event) {
     let sequence = event.sequence;
     match &event.kind {
         EventKind::BreakerChanged { backend, from, to, cause, generation } => {
-            let (from, to) = (breaker_state(*from), breaker_state(*to));
+            let (from, to) = (from.as_str(), to.as_str());
             match event.kind {
                 EventKind::BreakerChanged { to: BreakerState::Open | BreakerState::ForcedOpen, .. } => {
-                    warn!(sequence, %backend, from, to, ?cause, generation, "breaker opened");
+                    warn!(sequence, %backend, from, to, %cause, generation, "breaker opened");
                 }
-                _ => info!(sequence, %backend, from, to, ?cause, generation, "breaker changed"),
+                _ => info!(sequence, %backend, from, to, %cause, generation, "breaker changed"),
             }
         }
         EventKind::ModeChanged { from, to: Mode::Disabled, cause } => {

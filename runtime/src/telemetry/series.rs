@@ -109,20 +109,14 @@ impl<T: Copy + PartialEq> OneHot<T> {
     }
 }
 
-/// The states of a breaker and their names.
-const BREAKER_STATES: [(BreakerState, &str); 6] = [
-    (BreakerState::Closed, "closed"),
-    (BreakerState::Open, "open"),
-    (BreakerState::HalfOpen, "half_open"),
-    (BreakerState::ForcedOpen, "forced_open"),
-    (BreakerState::ForcedClosed, "forced_closed"),
-    (BreakerState::Disabled, "disabled"),
+const BREAKER_STATES: [BreakerState; 6] = [
+    BreakerState::Closed,
+    BreakerState::Open,
+    BreakerState::HalfOpen,
+    BreakerState::ForcedOpen,
+    BreakerState::ForcedClosed,
+    BreakerState::Disabled,
 ];
-
-/// The name of a breaker's state, as the metrics and logs spell it.
-pub(super) fn breaker_state(state: BreakerState) -> &'static str {
-    BREAKER_STATES.iter().find(|(known, _)| *known == state).map_or("unknown", |(_, name)| name)
-}
 
 const JOURNAL_HEALTH: [(JournalHealth, &str); 3] =
     [(JournalHealth::Healthy, "healthy"), (JournalHealth::Failed, "failed"), (JournalHealth::Stalled, "stalled")];
@@ -234,7 +228,7 @@ impl BackendSeries {
                 "seawall_breaker_state",
                 "1 for the state that the breaker is in, 0 for the others.",
                 "state",
-                &BREAKER_STATES,
+                &BREAKER_STATES.map(|state| (state, state.as_str())),
             ),
             total: r.total(
                 "seawall_breaker_requests_total",
