@@ -193,7 +193,10 @@ impl State {
                         cell.kill();
                     }
                 }
-                Err(reason) => self.lost(index, &reason)?,
+                Err(reason) => {
+                    self.branch.note(index, &reason);
+                    self.lost(index, &reason)?;
+                }
             }
         }
         Ok(())

@@ -228,13 +228,17 @@ impl Branch {
         true
     }
 
-    /// Takes out a child that is dead or will be, and why.
+    /// Takes out a child that is dead or will be, and notes why. `None` when there was none.
     pub(super) fn remove(&self, index: usize, reason: &str) -> Option<ActorCell> {
         (self.0.children[index].vacate)();
-        let mut book = self.book();
-        let entry = &mut book.entries[index];
-        entry.last_reason = Some(reason.to_owned());
-        entry.cell.take()
+        let cell = self.book().entries[index].cell.take()?;
+        self.note(index, reason);
+        Some(cell)
+    }
+
+    /// Notes why a child is not there.
+    pub(super) fn note(&self, index: usize, reason: &str) {
+        self.book().entries[index].last_reason = Some(reason.to_owned());
     }
 
     pub(super) fn give_up(&self, escalation: Escalation) {
