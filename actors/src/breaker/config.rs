@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 
 use crate::backend::BackendError;
 use crate::config::ConfigProblem;
@@ -31,14 +31,14 @@ pub struct BreakerConfig {
     pub success_threshold: u32,
     /// How long it stays open before it lets probes through. Default 60 s, range 1 ms to 24 h. A plain number is
     /// in seconds. Also known as `timeout_seconds`.
-    #[serde(alias = "timeout_seconds", serialize_with = "humantime_serde::serialize", deserialize_with = "duration")]
+    #[serde(alias = "timeout_seconds", with = "crate::config::seconds")]
     pub reset_timeout: Duration,
     /// Calls that may be out at the same time in half-open. Default: as many as `success_threshold`, range 1 to
     /// 1 000.
     pub half_open_probes: Option<u32>,
     /// How long a call in half-open holds its place. When it has not reported by then, its place is given to
     /// another call. Default 30 s, range 1 ms to 1 h; keep it above the deadline of a call.
-    #[serde(serialize_with = "humantime_serde::serialize", deserialize_with = "duration")]
+    #[serde(with = "crate::config::seconds")]
     pub half_open_lease: Duration,
     /// Errors that say nothing about the backend, by [`BackendError::code`]: they count neither as failure nor
     /// as success. Default: none. Also known as `excluded_exceptions`.
@@ -98,25 +98,6 @@ fn check<T: PartialOrd + std::fmt::Debug>(
         let problem = format!("{value:?} is out of range; it must be {:?} to {:?}", range.start(), range.end());
         problems.push(ConfigProblem::new(path, field, problem));
     }
-}
-
-/// Reads `"1m 30s"`, and also plain seconds, as number or text: documents 000 to 004 and their environment
-/// variables have seconds.
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Seconds(f64),
-        Text(String),
-    }
-    let seconds = match Written::deserialize(deserializer)? {
-        Written::Seconds(seconds) => seconds,
-        Written::Text(text) => match text.trim().parse() {
-            Ok(seconds) => seconds,
-            Err(_) => return humantime_serde::deserialize(de::value::StringDeserializer::<D::Error>::new(text)),
-        },
-    };
-    Duration::try_from_secs_f64(seconds).map_err(de::Error::custom)
 }
 
 #[cfg(test)]

@@ -54,11 +54,11 @@ pub struct CacheConfig {
     /// A record that does not fit alone is not cached.
     pub max_bytes: usize,
     /// For how long a record is given after it was last known to be current. Default 5 min, range 1 s to 365 d.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::config::seconds")]
     pub ttl: Duration,
     /// The same for the knowledge that there is no record. Default 1 h, range [`ttl`](Self::ttl) to 365 d: a
     /// deleted record must not outlive its deletion.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::config::seconds")]
     pub tombstone_ttl: Duration,
 }
 

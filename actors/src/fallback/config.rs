@@ -50,11 +50,11 @@ pub struct FallbackConfig {
     /// How long an append may go unanswered, with none answered meanwhile, before the journal counts as stalled.
     /// Default 8 s (a healthy sync on a busy disk was measured below 1 s), range 1 s to 10 min. It is looked at
     /// once a second.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::config::seconds")]
     pub journal_stall: Duration,
     /// How long level 0 must have held before the policy goes back to
     /// [`mode_when_normal`](Self::mode_when_normal). Default 0, range 0 to 1 h. The level itself is told at once.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::config::seconds")]
     pub recover_after: Duration,
     /// The cache.
     pub cache: CacheConfig,

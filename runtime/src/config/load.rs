@@ -20,6 +20,8 @@ pub(super) struct Tree {
     branches: Map<String, Value>,
     /// The variables that have set something, by the path that they set.
     variables: BTreeMap<String, Variable>,
+    /// Sections as they were read, without what was wrong in them.
+    read: Map<String, Value>,
     /// The sections that were asked for.
     known: Vec<&'static str>,
     pub(super) problems: Vec<ConfigProblem>,
@@ -63,14 +65,19 @@ impl Tree {
     /// What is not set at all, or is not even a section, is `default`.
     pub(super) fn section<T: DeserializeOwned>(&mut self, name: &'static str, default: T) -> T {
         self.known.push(name);
-        match self.branches.remove(name) {
-            Some(mut branch) => self.read(name, &mut branch).unwrap_or(default),
-            None => default,
-        }
+        let Some(mut branch) = self.branches.remove(name) else { return default };
+        let Some(section) = self.parse(name, &mut branch) else { return default };
+        self.read.insert(name.to_owned(), branch);
+        section
     }
 
-    /// The same for a section of which there is one per name, each with the values of `base` where it sets no own.
-    pub(super) fn sections<T: DeserializeOwned>(&mut self, name: &'static str, base: &Value) -> BTreeMap<String, T> {
+    /// The same for a section of which there is one per name. Sections inside it that are also sections of their
+    /// own, and were read before, have those for their defaults: `backends.graph.breaker` starts from `breaker`.
+    pub(super) fn sections<T: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+        inherited: &[&str],
+    ) -> BTreeMap<String, T> {
         self.known.push(name);
         let branches = match self.branches.remove(name) {
             None => return BTreeMap::new(),
@@ -83,21 +90,18 @@ impl Tree {
         let mut sections = BTreeMap::new();
         for (key, branch) in branches {
             let path = format!("{name}.{key}");
-            let (Value::Object(own), Some(mut all)) = (branch, base.as_object().cloned()) else {
+            let Value::Object(own) = branch else {
                 self.problem(path, "is a section with keys of its own, not a value");
                 continue;
             };
+            let inherit = |name: &&str| Some(((*name).to_owned(), self.read.get(*name)?.clone()));
+            let mut all: Map<_, _> = inherited.iter().filter_map(inherit).collect();
             merge(&path, &mut all, own, &mut self.problems);
-            if let Some(section) = self.read(&path, &mut Value::Object(all)) {
+            if let Some(section) = self.parse(&path, &mut Value::Object(all)) {
                 sections.insert(key, section);
             }
         }
         sections
-    }
-
-    /// What the branch of this name holds, for [`sections`](Self::sections) to start from.
-    pub(super) fn branch(&self, name: &str) -> Value {
-        self.branches.get(name).cloned().unwrap_or_else(|| Value::Object(Map::new()))
     }
 
     /// Everything that no section was taken for is unknown.
@@ -110,7 +114,7 @@ impl Tree {
 
     /// Reads a value from a branch. A part that is wrong is told, cut out and left to its default, until the
     /// rest can be read: so every problem is found, not the first alone.
-    fn read<T: DeserializeOwned>(&mut self, at: &str, branch: &mut Value) -> Option<T> {
+    fn parse<T: DeserializeOwned>(&mut self, at: &str, branch: &mut Value) -> Option<T> {
         let mut as_text: Option<(String, String)> = None;
         loop {
             let error = match serde_path_to_error::deserialize(&*branch) {

@@ -32,10 +32,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use seawall_actors::backend::BackendName;
+use seawall_actors::breaker::BreakerConfig;
 use seawall_actors::config::ConfigProblem;
+use seawall_actors::fallback::FallbackConfig;
+use seawall_actors::gateway::GatewayConfig;
 use seawall_actors::journal::QueueConfig;
 use seawall_actors::limits::Limits;
-use serde::Serialize;
+use seawall_actors::saga::SagaConfig;
+use seawall_actors::supervisor::RestartConfig;
+use seawall_actors::sync::SyncConfig;
+use serde::{Deserialize, Serialize};
 
 use crate::telemetry::MetricsConfig;
 use load::Tree;
@@ -51,21 +58,50 @@ pub struct Config {
     /// made when it is not there. A leading `~` is the home directory. Default `seawall-data`, in the directory
     /// that the process runs in.
     pub data_dir: PathBuf,
+    /// How many requests are let in, and how long they may take.
+    pub gateway: GatewayConfig,
     /// What a request may ask for.
     pub limits: Limits,
     /// How much may be owed.
     pub queue: QueueConfig,
+    /// When a backend is left alone, and when it is tried again.
+    pub breaker: BreakerConfig,
+    /// How writes are carried to the backends.
+    pub saga: SagaConfig,
+    /// What is done when not everything works.
+    pub fallback: FallbackConfig,
+    /// How backends are given what they owe.
+    pub sync: SyncConfig,
+    /// How often actors are restarted before the runtime gives up.
+    pub supervisor: RestartConfig,
     /// Where the metrics go.
     pub metrics: MetricsConfig,
+    /// What differs for single backends, by their names. A backend that is not here is as all are.
+    pub backends: BTreeMap<String, BackendConfig>,
+}
+
+/// What differs for one backend.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackendConfig {
+    /// Its breaker. What a file or the environment leaves out is as in [`Config::breaker`].
+    pub breaker: BreakerConfig,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("seawall-data"),
+            gateway: GatewayConfig::default(),
             limits: Limits::default(),
             queue: QueueConfig::default(),
+            breaker: BreakerConfig::default(),
+            saga: SagaConfig::default(),
+            fallback: FallbackConfig::default(),
+            sync: SyncConfig::default(),
+            supervisor: RestartConfig::default(),
             metrics: MetricsConfig::default(),
+            backends: BTreeMap::new(),
         }
     }
 }
@@ -121,13 +157,26 @@ impl Config {
         ConfigError::unless_none(self.problems())
     }
 
+    /// The breaker of this backend.
+    #[must_use]
+    pub fn breaker_of(&self, backend: &BackendName) -> &BreakerConfig {
+        self.backends.get(backend.as_str()).map_or(&self.breaker, |own| &own.breaker)
+    }
+
     fn read(mut tree: Tree, home: Option<&str>) -> Result<Self, ConfigError> {
         let defaults = Self::default();
         let mut config = Self {
             data_dir: tree.section("data_dir", defaults.data_dir),
+            gateway: tree.section("gateway", defaults.gateway),
             limits: tree.section("limits", defaults.limits),
             queue: tree.section("queue", defaults.queue),
+            breaker: tree.section("breaker", defaults.breaker),
+            saga: tree.section("saga", defaults.saga),
+            fallback: tree.section("fallback", defaults.fallback),
+            sync: tree.section("sync", defaults.sync),
+            supervisor: tree.section("supervisor", defaults.supervisor),
             metrics: tree.section("metrics", defaults.metrics),
+            backends: tree.sections("backends", &["breaker"]),
         };
         if let (Ok(inside), Some(home)) = (config.data_dir.strip_prefix("~"), home) {
             config.data_dir = Path::new(home).join(inside);
@@ -138,11 +187,37 @@ impl Config {
     }
 
     fn problems(&self) -> Vec<ConfigProblem> {
-        let Self { data_dir, limits, queue, metrics } = self;
+        let Self { data_dir, gateway, limits, queue, breaker, saga, fallback, sync, supervisor, metrics, backends } =
+            self;
         let mut problems = Vec::new();
+        gateway.problems("gateway", &mut problems);
         limits.problems("limits", &mut problems);
         queue.problems("queue", &mut problems);
+        breaker.problems("breaker", &mut problems);
+        saga.problems("saga", &mut problems);
+        fallback.problems("fallback", &mut problems);
+        sync.problems("sync", &mut problems);
+        supervisor.problems("supervisor", &mut problems);
         metrics.problems("metrics", &mut problems);
+        for (name, backend) in backends {
+            // A value that is wrong for all is told once, not once more for everyone who has it from there.
+            let mut own = Vec::new();
+            backend.breaker.problems("breaker", &mut own);
+            own.retain(|found| !problems.contains(found));
+            problems.extend(
+                own.into_iter()
+                    .map(|found| ConfigProblem::new("backends", &format!("{name}.{}", found.path), found.problem)),
+            );
+        }
+        // Between sections.
+        if sync.batch > queue.max_entries {
+            let problem = format!("{} is more than queue.max_entries, {}", sync.batch, queue.max_entries);
+            problems.push(ConfigProblem::new("sync", "batch", problem));
+        }
+        if limits.write_bytes > queue.max_bytes {
+            let problem = format!("{} is more than queue.max_bytes, {}", limits.write_bytes, queue.max_bytes);
+            problems.push(ConfigProblem::new("limits", "write_bytes", problem));
+        }
         if data_dir.as_os_str().is_empty() {
             problems.push(ConfigProblem::new("", "data_dir", "is empty; name a directory"));
         }

@@ -11,7 +11,7 @@ pub(super) const VARIABLES: &[(&str, &str)] = &[
     ("CIRCUIT_FAILURE_THRESHOLD", "breaker.failure_threshold"),
     ("CIRCUIT_SUCCESS_THRESHOLD", "breaker.success_threshold"),
     ("CIRCUIT_TIMEOUT", "breaker.reset_timeout"),
-    ("FALLBACK_MODE", "fallback.mode"),
+    ("FALLBACK_MODE", "fallback.mode_when_degraded"),
     ("FALLBACK_DB_PATH", "data_dir"),
 ];
 
@@ -19,7 +19,14 @@ pub(super) const VARIABLES: &[(&str, &str)] = &[
 ///
 /// Also known to serde, as aliases; here too so that a key set under one name in a file is overridden by the
 /// other name in the environment, instead of being set twice.
-pub(super) const ALIASES: &[(&str, &str, &str)] = &[("queue", "max_queue_size", "max_entries")];
+pub(super) const ALIASES: &[(&str, &str, &str)] = &[
+    ("breaker", "timeout_seconds", "reset_timeout"),
+    ("breaker", "excluded_exceptions", "excluded_errors"),
+    ("fallback", "mode", "mode_when_degraded"),
+    ("queue", "max_queue_size", "max_entries"),
+    ("saga", "timeout_seconds", "timeout"),
+    ("sync", "drain_batch_size", "batch"),
+];
 
 /// A setting from the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
