@@ -62,10 +62,10 @@ fn the_cache_is_bounded_in_bytes_too_and_a_record_that_does_not_fit_displaces_on
     assert!(cache.put(&c, Version(3), big(&c, 4_000), now));
     assert_eq!(cache.get(&a, now), None);
     assert!(cache.stats().bytes <= 10_000);
-    cache.put(&b, Version(4), big(&b, 20_000), now);
+    cache.put(&b, Version(9), big(&b, 20_000), now);
     assert_eq!(cache.get(&b, now), None, "the old record must not stand for the new one");
     assert!(cache.get(&c, now).is_some());
-    assert!(!cache.put(&b, Version(2), big(&b, 1), now), "nor come back");
+    assert!(!cache.put(&b, Version(8), big(&b, 1), now), "nor an older one come late");
 }
 
 #[test]

@@ -124,10 +124,12 @@ fn a_backend_that_takes_no_writes_is_owed_its_legs_and_an_open_breaker_is_left_t
     let now = Instant::now();
     let mut policy = policy(FallbackConfig::default());
     let _ = policy.step(now, Input::WriteRefused { backend: "graph".into() });
+    let _ = policy.step(now, Input::WriteRefused { backend: "copy".into() });
     let _ = policy.step(now, breaker("vector", BreakerState::Open));
     let plan = policy.plan();
     assert_eq!(plan.leg_rule(&"graph".into()), LegRule::Owe);
     assert_eq!(plan.leg_rule(&"vector".into()), LegRule::Try);
+    assert_eq!(plan.leg_rule(&"copy".into()), LegRule::Try, "best-effort backends owe nothing");
     assert!(plan.offers(Capability::GraphTraversal) && !plan.offers(Capability::VectorSearch));
     assert!(plan.supports(Capability::VectorSearch));
     let order: Vec<_> = plan.readers().map(|b| b.name.as_str()).collect();
