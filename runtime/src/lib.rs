@@ -3,4 +3,5 @@
 pub mod backends;
 pub mod config;
 pub mod guard;
+pub mod journal;
 pub mod telemetry;

@@ -205,10 +205,10 @@ pub struct LossReport {
 }
 
 impl LossReport {
-    /// Whether nothing is lost.
+    /// Whether nothing is lost, and nothing was found by which something might be.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.quarantined.is_empty()
+        self.rows.is_empty() && self.quarantined.is_empty() && self.findings.is_empty()
     }
 }
 

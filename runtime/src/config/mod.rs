@@ -44,6 +44,7 @@ use seawall_actors::supervisor::RestartConfig;
 use seawall_actors::sync::SyncConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::journal::JournalConfig;
 use crate::telemetry::MetricsConfig;
 use load::Tree;
 use names::Environment;
@@ -64,6 +65,8 @@ pub struct Config {
     pub limits: Limits,
     /// How much may be owed.
     pub queue: QueueConfig,
+    /// How the journal uses the disk.
+    pub journal: JournalConfig,
     /// When a backend is left alone, and when it is tried again.
     pub breaker: BreakerConfig,
     /// How writes are carried to the backends.
@@ -95,6 +98,7 @@ impl Default for Config {
             gateway: GatewayConfig::default(),
             limits: Limits::default(),
             queue: QueueConfig::default(),
+            journal: JournalConfig::default(),
             breaker: BreakerConfig::default(),
             saga: SagaConfig::default(),
             fallback: FallbackConfig::default(),
@@ -170,6 +174,7 @@ impl Config {
             gateway: tree.section("gateway", defaults.gateway),
             limits: tree.section("limits", defaults.limits),
             queue: tree.section("queue", defaults.queue),
+            journal: tree.section("journal", defaults.journal),
             breaker: tree.section("breaker", defaults.breaker),
             saga: tree.section("saga", defaults.saga),
             fallback: tree.section("fallback", defaults.fallback),
@@ -187,12 +192,25 @@ impl Config {
     }
 
     fn problems(&self) -> Vec<ConfigProblem> {
-        let Self { data_dir, gateway, limits, queue, breaker, saga, fallback, sync, supervisor, metrics, backends } =
-            self;
+        let Self {
+            data_dir,
+            gateway,
+            limits,
+            queue,
+            journal,
+            breaker,
+            saga,
+            fallback,
+            sync,
+            supervisor,
+            metrics,
+            backends,
+        } = self;
         let mut problems = Vec::new();
         gateway.problems("gateway", &mut problems);
         limits.problems("limits", &mut problems);
         queue.problems("queue", &mut problems);
+        journal.problems("journal", &mut problems);
         breaker.problems("breaker", &mut problems);
         saga.problems("saga", &mut problems);
         fallback.problems("fallback", &mut problems);
