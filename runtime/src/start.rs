@@ -299,7 +299,7 @@ impl Builder {
         let mut cells = Vec::with_capacity(self.backends.len());
         for backend in self.backends.drain(..) {
             let name = backend.name();
-            let settings = self.config.breaker_for(name.as_str());
+            let settings = self.config.breaker_of(&name).clone();
             let cell = BreakerCell::open(name.clone(), settings, Arc::clone(events), states.cloned()).await;
             stores.push(Arc::new(Store {
                 role: backend.role(),

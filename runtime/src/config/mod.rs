@@ -37,6 +37,7 @@ use seawall_actors::breaker::BreakerConfig;
 use seawall_actors::config::ConfigProblem;
 use seawall_actors::fallback::FallbackConfig;
 use seawall_actors::gateway::GatewayConfig;
+use seawall_actors::health::HealthConfig;
 use seawall_actors::journal::QueueConfig;
 use seawall_actors::limits::Limits;
 use seawall_actors::saga::SagaConfig;
@@ -44,6 +45,7 @@ use seawall_actors::supervisor::RestartConfig;
 use seawall_actors::sync::SyncConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::journal::JournalConfig;
 use crate::telemetry::MetricsConfig;
 use load::Tree;
 use names::Environment;
@@ -64,6 +66,8 @@ pub struct Config {
     pub limits: Limits,
     /// How much may be owed.
     pub queue: QueueConfig,
+    /// How the journal uses the disk.
+    pub journal: JournalConfig,
     /// When a backend is left alone, and when it is tried again.
     pub breaker: BreakerConfig,
     /// How writes are carried to the backends.
@@ -74,6 +78,10 @@ pub struct Config {
     pub sync: SyncConfig,
     /// How often actors are restarted before the runtime gives up.
     pub supervisor: RestartConfig,
+    /// How backends are probed.
+    pub health: HealthConfig,
+    /// How backends are probed.
+    pub health: HealthConfig,
     /// Where the metrics go.
     pub metrics: MetricsConfig,
     /// What differs for single backends, by their names. A backend that is not here is as all are.
@@ -95,11 +103,13 @@ impl Default for Config {
             gateway: GatewayConfig::default(),
             limits: Limits::default(),
             queue: QueueConfig::default(),
+            journal: JournalConfig::default(),
             breaker: BreakerConfig::default(),
             saga: SagaConfig::default(),
             fallback: FallbackConfig::default(),
             sync: SyncConfig::default(),
             supervisor: RestartConfig::default(),
+            health: HealthConfig::default(),
             metrics: MetricsConfig::default(),
             backends: BTreeMap::new(),
         }
@@ -170,11 +180,13 @@ impl Config {
             gateway: tree.section("gateway", defaults.gateway),
             limits: tree.section("limits", defaults.limits),
             queue: tree.section("queue", defaults.queue),
+            journal: tree.section("journal", defaults.journal),
             breaker: tree.section("breaker", defaults.breaker),
             saga: tree.section("saga", defaults.saga),
             fallback: tree.section("fallback", defaults.fallback),
             sync: tree.section("sync", defaults.sync),
             supervisor: tree.section("supervisor", defaults.supervisor),
+            health: tree.section("health", defaults.health),
             metrics: tree.section("metrics", defaults.metrics),
             backends: tree.sections("backends", &["breaker"]),
         };
@@ -187,17 +199,32 @@ impl Config {
     }
 
     fn problems(&self) -> Vec<ConfigProblem> {
-        let Self { data_dir, gateway, limits, queue, breaker, saga, fallback, sync, supervisor, metrics, backends } =
-            self;
+        let Self {
+            data_dir,
+            gateway,
+            limits,
+            queue,
+            journal,
+            breaker,
+            saga,
+            fallback,
+            sync,
+            supervisor,
+            health,
+            metrics,
+            backends,
+        } = self;
         let mut problems = Vec::new();
         gateway.problems("gateway", &mut problems);
         limits.problems("limits", &mut problems);
         queue.problems("queue", &mut problems);
+        journal.problems("journal", &mut problems);
         breaker.problems("breaker", &mut problems);
         saga.problems("saga", &mut problems);
         fallback.problems("fallback", &mut problems);
         sync.problems("sync", &mut problems);
         supervisor.problems("supervisor", &mut problems);
+        health.problems("health", &mut problems);
         metrics.problems("metrics", &mut problems);
         for (name, backend) in backends {
             // A value that is wrong for all is told once, not once more for everyone who has it from there.
