@@ -11,7 +11,7 @@ use seawall_actors::operation::{Change, OperationId, Version};
 use seawall_actors::record::{Key, Properties, Record};
 
 use crate::backends::{GraphBackend, GraphConfig, Metric, StoreOpenError, VectorBackend, VectorConfig};
-use crate::guard::{FaultHook, GuardOptions, Step};
+use crate::guard::{Batch, FaultHook, GuardOptions, GuardedDb, Step};
 
 fn write(version: u64, fence: Fence, changes: impl Into<Arc<[Change]>>) -> FencedWrite {
     FencedWrite { operation: OperationId::generate(), version: Version(version), fence, changes: changes.into() }
@@ -323,11 +323,13 @@ async fn a_directory_in_use_is_told_by_its_name() {
 
 #[tokio::test]
 async fn rows_that_went_missing_are_found_at_the_next_open() {
-    let lose: [fn(&sled::Db); 4] = [
-        |db| drop(db.remove(db.scan_prefix(b"r").keys().next().expect("a row").expect("reads"))),
-        |db| drop(db.remove(db.scan_prefix(b"r").keys().next_back().expect("a row").expect("reads"))),
-        |db| drop(db.remove(b"l")),
-        |db| drop(db.clear()),
+    type Keys = Vec<Vec<u8>>;
+    let lose: [fn(&[Vec<u8>]) -> Keys; 5] = [
+        |records| vec![records[0].clone()],
+        |records| vec![records[1].clone()],
+        |records| records[records.len() - 1..].to_vec(),
+        |_| vec![b"l".to_vec()],
+        |records| [records, &[b"l".to_vec()]].concat(),
     ];
     for lose in lose {
         let dir = tempfile::tempdir().expect("a directory");
@@ -336,11 +338,13 @@ async fn rows_that_went_missing_are_found_at_the_next_open() {
             store.apply(&put(n, Record::new(format!("k{n}")).with("x", "x".repeat(6_000)))).await.expect("applies");
         }
         store.close().await.expect("closes");
-        {
-            let config = sled::Config::new().path(dir.path().join("rows")).segment_size(8 << 20);
-            let db = config.mode(sled::Mode::LowSpace).open().expect("opens");
-            lose(&db);
-        }
+        let db = GuardedDb::open(&dir.path().join("rows"), GuardOptions::rewriting()).expect("opens");
+        let records: Vec<_> = db.scan_prefix(b"r").map(|row| row.expect("reads").0.to_vec()).collect();
+        assert_eq!(records.len(), 6);
+        let mut batch = Batch::new();
+        lose(&records).into_iter().for_each(|key| batch.remove(key));
+        db.commit(batch).expect("commits");
+        drop(db);
         let error = GraphBackend::open_blocking(dir.path(), GraphConfig::default()).expect_err("rows are missing");
         assert!(matches!(&error, StoreOpenError::Damaged { dir: named, .. } if named == dir.path()), "{error}");
     }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -81,19 +82,9 @@ impl<I: Index> Writer<I> {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// The owner. One that panicked half-way is made to read everything again.
-    fn owner(&self) -> MutexGuard<'_, Owner<I>> {
-        self.owner.lock().unwrap_or_else(|poisoned| {
-            self.owner.clear_poison();
-            let mut owner = poisoned.into_inner();
-            owner.fail(BackendError::transient("the store failed and is being reopened").with_code("panicked"));
-            owner
-        })
-    }
 }
 
-/// The right to drain the queue. When it ends early, by a panic or with its runtime, the jobs it leaves are told.
+/// The right to drain the queue. When its runtime ends before it ran, the jobs that it leaves are told.
 struct Draining<I: Index> {
     writer: Arc<Writer<I>>,
     /// Whether the right was given back, so that another may have it by now.
@@ -101,19 +92,13 @@ struct Draining<I: Index> {
 }
 
 impl<I: Index> Draining<I> {
+    /// Does what waits. A panic costs the work in which it happens, and the database is read again.
     fn run(mut self) {
         let writer = Arc::clone(&self.writer);
-        let mut owner = writer.owner();
+        let mut owner = writer.owner.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(work) = self.next() {
-            match work {
-                Work::Group(group) => owner.apply(group),
-                Work::Single(Job::Apply(write, reply)) => owner.apply(vec![(write, reply)]),
-                Work::Single(Job::Probe(reply)) => answer(reply, owner.probe()),
-                Work::Single(Job::Sweep(older_than, reply)) => answer(reply, owner.sweep(older_than)),
-                Work::Single(Job::Close(reply)) => {
-                    owner.disk = Disk::Closed;
-                    answer(reply, Ok(()));
-                }
+            if catch_unwind(AssertUnwindSafe(|| owner.work(work))).is_err() {
+                owner.fail(BackendError::transient("the store panicked and is being reopened").with_code("panicked"));
             }
         }
     }
@@ -206,6 +191,19 @@ impl<I: Index> Owner<I> {
     /// The records as they are visible.
     pub(super) fn table(&self) -> Arc<RwLock<Table<I>>> {
         Arc::clone(&self.table)
+    }
+
+    fn work(&mut self, work: Work) {
+        match work {
+            Work::Group(group) => self.apply(group),
+            Work::Single(Job::Apply(write, reply)) => self.apply(vec![(write, reply)]),
+            Work::Single(Job::Probe(reply)) => answer(reply, self.probe()),
+            Work::Single(Job::Sweep(older_than, reply)) => answer(reply, self.sweep(older_than)),
+            Work::Single(Job::Close(reply)) => {
+                self.disk = Disk::Closed;
+                answer(reply, Ok(()));
+            }
+        }
     }
 
     fn apply(&mut self, group: Group) {
