@@ -323,8 +323,9 @@ async fn a_directory_in_use_is_told_by_its_name() {
 
 #[tokio::test]
 async fn rows_that_went_missing_are_found_at_the_next_open() {
-    type Keys = Vec<Vec<u8>>;
-    let lose: [fn(&[Vec<u8>]) -> Keys; 5] = [
+    type Row = Vec<u8>;
+    type Lose = fn(&[Row]) -> Vec<Row>;
+    let lose: [Lose; 5] = [
         |records| vec![records[0].clone()],
         |records| vec![records[1].clone()],
         |records| records[records.len() - 1..].to_vec(),
