@@ -70,6 +70,8 @@ fn child_that_appends_until_it_is_killed() {
     let first: u64 = std::env::var(CHILD_FIRST).unwrap().parse().unwrap();
     let (journal, mut live) = open(Path::new(&dir));
     let mut out = std::io::stdout().lock();
+    // The test harness has begun a line.
+    writeln!(out).unwrap();
     for burst in (first..).step_by(16) {
         let mut records = Vec::new();
         for version in burst..burst + 16 {
