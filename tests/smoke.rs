@@ -41,7 +41,8 @@ async fn a_write_goes_to_both_stores_and_survives_an_outage_of_one() {
     faults.heal(Ops::ALL);
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert_eq!(handle.status().owed, 0);
-    let read = ractor::call_t!(runtime.gateway(), Request::Retrieve, 5_000, "a".into()).expect("a reply").expect("read");
+    let read =
+        ractor::call_t!(runtime.gateway(), Request::Retrieve, 5_000, "a".into()).expect("a reply").expect("read");
     assert_eq!(read.source, Source::Backend("graph".into()));
     assert_eq!(read.record.expect("is there").properties.get("n"), Some(&n.into()));
     let report = runtime.shutdown().await;
