@@ -39,3 +39,8 @@ pub use seawall_actors::supervisor;
 pub use seawall_actors::sync;
 pub use start::{Builder, StartError};
 pub use stop::ShutdownReport;
+
+/// The README, so that its example is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

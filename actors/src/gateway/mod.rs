@@ -8,7 +8,7 @@
 //!
 //! [`Gateway`] holds nothing that can crash: it checks and hands on, so the ref keeps working whatever restarts
 //! behind it. Admission is a semaphore in front of everything that queues: without a permit a request is refused
-//! at once with [`Refusal::Overloaded`](crate::error::Refusal::Overloaded).
+//! at once with [`Overloaded`](crate::error::Refusal::Overloaded).
 //!
 //! A ractor mailbox is unbounded; callers that must not fill it use the [`Handle`], which takes the permit on the
 //! caller's side and sends no message at all.

@@ -16,7 +16,7 @@
 //!               └─ else Decided ─► journal, durable; what was done is undone: RolledBack
 //! ```
 //!
-//! Each operation is one task ([`run`]); its decisions are [`policy`], plain code. The [`SagaCoordinator`] owns what
+//! Each operation is one task ([`Operation`]); its decisions are plain code ([`verdict`]). The [`SagaCoordinator`] owns what
 //! no caller waits for any more: compensations that could not be done at once, retried until they are done or
 //! parked, those found at the start included.
 //!

@@ -1,9 +1,9 @@
 //! Giving the stores what they are owed.
 //!
 //! One lane per backend works off the ledger: owed writes for the [`SyncWorker`], owed compensations for the
-//! [`SagaCoordinator`](crate::saga::SagaCoordinator), by the same code ([`lane`]). Every step takes a lease from the
+//! [`SagaCoordinator`](crate::saga::SagaCoordinator), by the same code. Every step takes a lease from the
 //! backend's gate, so a lane stops within one step of a breaker's opening, and its successes and failures count
-//! like those of live calls. How many steps run side by side is [`policy`]: one at first, one more with each
+//! like those of live calls. How many steps run side by side says its [`DrainWindow`]: one at first, one more with each
 //! success, one again after a failure, fewer while users call the same backend.
 //!
 //! Order: of one key at most one step runs on a backend, oldest write first; high priority goes before low among
