@@ -14,6 +14,7 @@ pub mod health;
 pub mod journal;
 pub mod limits;
 pub mod operation;
+pub mod plane;
 pub mod record;
 pub mod saga;
 pub mod supervisor;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{ConfigProblem, check_range};
 use crate::operation::{Change, Near, Search, Traversal, Write};
 use crate::record::{Embedding, Key, Record};
 
@@ -18,7 +19,7 @@ pub struct Limits {
     pub write_bytes: usize,
     /// Changes in one batch. Default 1 000, range 1 to 100 000.
     pub batch: usize,
-    /// Dimensions of every embedding; `None` accepts any. Default `None`.
+    /// Dimensions of every embedding; `None` accepts any. Default `None`, range 1 to 65 536.
     pub dimension: Option<usize>,
     /// Steps of a traversal. Default 16, range 1 to 1 000.
     pub depth: u32,
@@ -114,6 +115,16 @@ pub enum InvalidInput {
 }
 
 impl Limits {
+    /// Adds everything that is wrong with these values, under this path.
+    pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
+        check_range(path, "key_bytes", self.key_bytes, 1..=65_535, problems);
+        check_range(path, "write_bytes", self.write_bytes, 1 << 10..=64 << 20, problems);
+        check_range(path, "batch", self.batch, 1..=100_000, problems);
+        check_range(path, "dimension", self.dimension.unwrap_or(1), 1..=65_536, problems);
+        check_range(path, "depth", self.depth, 1..=1_000, problems);
+        check_range(path, "hits", self.hits, 1..=1_000_000, problems);
+    }
+
     /// Checks a write.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!            Intent ──────────────► every backend in `owes` owes the write
-//!   Done{b}, Superseded{b} ───────► b no longer owes it
+//!            Done{b} ─────────────► b no longer owes it
 //!            Decided ─────────────► from here on what was done is undone instead
 //!          Undone{b} ─────────────► b no longer owes the compensation
 //!   DeadLetter{b} / Revived{b} ───► b waits for a person / owes again
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::backend::BackendName;
+use crate::config::{ConfigProblem, check_range};
 use crate::operation::{Change, OperationId, Priority, Version};
 
 /// One entry of the log.
@@ -50,6 +51,8 @@ pub enum JournalRecord {
         cause: BackendName,
         /// What that backend said.
         reason: String,
+        /// How the entry ends when all is undone.
+        ending: Ending,
     },
     /// A backend no longer has the write.
     Undone {
@@ -121,8 +124,8 @@ pub struct Intent {
     pub changes: Arc<[Change]>,
     /// The backends that have to get it.
     pub owes: Vec<BackendName>,
-    /// For backends that are tried at once: the change that takes the write back there, registered before it is
-    /// applied. A backend that is not here has nothing to undo unless it is done by the drain.
+    /// For backends that are tried at once: what takes the write back there, registered before it is applied.
+    /// A backend that is not here was not to be tried at once.
     pub undo: Vec<(BackendName, Arc<[Change]>)>,
 }
 
@@ -202,10 +205,10 @@ pub struct LossReport {
 }
 
 impl LossReport {
-    /// Whether nothing is lost.
+    /// Whether nothing is lost, and nothing was found by which something might be.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.quarantined.is_empty()
+        self.rows.is_empty() && self.quarantined.is_empty() && self.findings.is_empty()
     }
 }
 
@@ -240,13 +243,24 @@ pub struct QueueConfig {
     pub max_bytes: usize,
     /// Finished operations whose outcome is remembered. Default 10 000, range 0 to 1 000 000.
     pub outcomes: usize,
-    /// What a refused caller is told to wait when the queue is full. Default 1 s.
-    #[serde(with = "humantime_serde")]
+    /// What a refused caller is told to wait when the queue is full. Default 1 s, range 1 ms to 1 h.
+    #[serde(with = "crate::config::seconds")]
     pub retry_after: Duration,
 }
 
 impl Default for QueueConfig {
     fn default() -> Self {
         Self { max_entries: 10_000, max_bytes: 64 << 20, outcomes: 10_000, retry_after: Duration::from_secs(1) }
+    }
+}
+
+impl QueueConfig {
+    /// Adds everything that is wrong with these values, under this path.
+    pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
+        check_range(path, "max_entries", self.max_entries, 1..=10_000_000, problems);
+        check_range(path, "max_bytes", self.max_bytes, 1 << 20..=16 << 30, problems);
+        check_range(path, "outcomes", self.outcomes, 0..=1_000_000, problems);
+        let hour = Duration::from_secs(3_600);
+        check_range(path, "retry_after", self.retry_after, Duration::from_millis(1)..=hour, problems);
     }
 }

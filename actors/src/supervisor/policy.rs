@@ -27,16 +27,16 @@ pub struct RestartConfig {
     /// over all children of a supervisor. Default 10, range 0 to 1 000 000; 0 escalates at the first death.
     pub intensity: u32,
     /// How long a death counts. Default 60 s, more than 0.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::config::seconds")]
     pub window: Duration,
     /// The wait before the second restart of a child within the window; it doubles with every further one, and
     /// half of it is jitter. The first restart is immediate. Default 50 ms.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::config::seconds")]
     pub backoff_base: Duration,
     /// The longest wait before a restart. Default 5 s, at least [`backoff_base`](Self::backoff_base).
     ///
     /// With these defaults a child that dies whenever it is started escalates after about 16 s at the most.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::config::seconds")]
     pub backoff_max: Duration,
 }
 
@@ -54,9 +54,7 @@ impl Default for RestartConfig {
 impl RestartConfig {
     /// Adds everything that is wrong with these settings, which stand at `path`.
     pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
-        let mut report = |field: &str, problem: &str| {
-            problems.push(ConfigProblem { path: format!("{path}.{field}"), problem: problem.into() })
-        };
+        let mut report = |field, problem| problems.push(ConfigProblem::new(path, field, problem));
         if self.intensity > 1_000_000 {
             report("intensity", "must be at most 1000000");
         }

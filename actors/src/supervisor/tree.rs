@@ -16,7 +16,7 @@ pub type OnEscalation = Arc<dyn Fn(Escalation) + Send + Sync>;
 /// A running tree.
 pub struct Tree {
     pub(super) root: ActorCell,
-    pub(super) branch: Branch,
+    branch: Branch,
 }
 
 impl Tree {
@@ -54,6 +54,13 @@ impl Tree {
     /// Stops one child for good, those under it first; see [`Branch::stop_child`].
     pub async fn stop_child(&self, name: &str, patience: Duration) -> Option<StopReport> {
         self.branch.stop_child(name, patience).await
+    }
+
+    /// Kills one child, as a rehearsal: it is restarted like one that died by itself. `false` when there is none of
+    /// this name, or it is dead already.
+    #[must_use]
+    pub fn kill_child(&self, name: &str) -> bool {
+        self.branch.kill_child(name)
     }
 
     /// Stops everybody: the last child first, those under it before it, each within its own timeout and all within

@@ -1,0 +1,370 @@
+//! The door to a backend: asked without lock, clock, allocation or message while the breaker is closed.
+//!
+//! ```text
+//! try_acquire ── word: closed ───────► admitted, one counter
+//!            ├── word: half-open ────► policy, under its lock: exactly as many places as configured
+//!            └── word: open ─ clock ─► refused, one counter; once the wait is over: policy
+//!
+//! settle ─────── success, no failure in a row before ─► one counter
+//!            └── everything else ─────────────────────► policy, under its lock
+//! ```
+//!
+//! Whoever makes the policy change its state also publishes the change, under the same lock: the word, the
+//! event, the watch. So a breaker is open when the report of the last failure returns, events are in order and
+//! without gaps, and none of it needs the actor to be alive. Nor does the end of an open wait: a refused caller
+//! compares the clock with the alarm, 20 ns, and asks the policy when it is due. The actor's timer is for
+//! those who only watch. (The bus and the watches wake tasks and call nobody back, so a subscriber may call the
+//! breaker.)
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::BreakerState;
+use super::lease::{Lease, OwnedLease, Purpose, Rejected};
+use super::policy::{BreakerPolicy, Evidence, Grant, Settled};
+use super::report::{BreakerSnapshot, BreakerView, Explanation, FailureKind};
+use super::store::SavedBreaker;
+use super::word::{Door, Published, Rare, Tally, Word};
+use crate::backend::{BackendError, BackendName};
+use crate::event::EventBus;
+
+/// The admission to one backend, shared by all who call it.
+pub struct Gate {
+    published: Published,
+    tally: Tally,
+    origin: Instant,
+    name: BackendName,
+    core: Mutex<Core>,
+    bus: Arc<EventBus>,
+    view: watch::Sender<BreakerView>,
+    alarm: watch::Sender<Option<Instant>>,
+}
+
+struct Core {
+    policy: BreakerPolicy,
+    /// Of the last record for the store.
+    sequence: u64,
+    /// The generation that the store had at the start.
+    loaded: u64,
+    last_failure: Option<Instant>,
+    last_success: Option<Instant>,
+    /// How many successes there were when `last_success` was set.
+    successes: u64,
+}
+
+impl Gate {
+    /// A gate over this policy. `sequence` and `loaded` (its generation) are of the record that it was restored from.
+    pub(super) fn new(
+        name: BackendName,
+        policy: BreakerPolicy,
+        bus: Arc<EventBus>,
+        sequence: u64,
+        loaded: u64,
+        now: Instant,
+    ) -> Self {
+        let view = BreakerView { state: policy.state(), generation: policy.generation() };
+        let gate = Self {
+            published: Published::new(word(&policy)),
+            tally: Tally::default(),
+            origin: now,
+            name,
+            core: Mutex::new(Core { policy, sequence, loaded, last_failure: None, last_success: None, successes: 0 }),
+            bus,
+            view: watch::Sender::new(view),
+            alarm: watch::Sender::new(None),
+        };
+        gate.act(|_, _| ());
+        gate
+    }
+
+    /// Whose gate it is.
+    #[must_use]
+    pub fn name(&self) -> &BackendName {
+        &self.name
+    }
+
+    /// Asks for admission of one call.
+    ///
+    /// # Errors
+    /// [`Rejected`] when the breaker does not let it through; the backend must not be touched then.
+    #[inline]
+    pub fn try_acquire(&self, purpose: Purpose) -> Result<Lease<&Self>, Rejected> {
+        Ok(Lease::new(self, self.admit(purpose)?))
+    }
+
+    /// Like [`try_acquire`](Self::try_acquire), with a lease that holds the gate. Costs one more reference
+    /// count, which threads contend for.
+    ///
+    /// # Errors
+    /// As [`try_acquire`](Self::try_acquire).
+    pub fn try_acquire_owned(self: &Arc<Self>, purpose: Purpose) -> Result<OwnedLease, Rejected> {
+        Ok(Lease::new(Arc::clone(self), self.admit(purpose)?))
+    }
+
+    /// The state and the generation now, in one load.
+    #[must_use]
+    pub fn view(&self) -> BreakerView {
+        let word = self.published.word();
+        BreakerView { state: word.state(), generation: word.generation() }
+    }
+
+    /// Tells of every change of the view; whoever is slow sees the newest.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<BreakerView> {
+        self.view.subscribe()
+    }
+
+    /// Lets the policy do or decide something, and publishes what came of it.
+    pub(super) fn act<R>(&self, decide: impl FnOnce(&mut BreakerPolicy, Instant) -> R) -> R {
+        let mut core = self.lock();
+        let now = Instant::now();
+        let result = decide(&mut core.policy, now);
+        self.publish(&mut core, now);
+        result
+    }
+
+    /// When time alone changes something; a timer follows it.
+    pub(super) fn alarm(&self) -> watch::Receiver<Option<Instant>> {
+        self.alarm.subscribe()
+    }
+
+    /// The counters and times now.
+    pub(super) fn snapshot(&self) -> BreakerSnapshot {
+        let mut core = self.lock();
+        let now = Instant::now();
+        core.policy.tick(now);
+        self.publish(&mut core, now);
+        let policy = &core.policy;
+        let totals = self.tally.totals();
+        let state = policy.state();
+        let spent = |account| policy.history().spent(account, state, now);
+        let age = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        BreakerSnapshot {
+            name: self.name.clone(),
+            state,
+            generation: policy.generation(),
+            total_requests: totals.admitted + totals.rejected,
+            admitted: totals.admitted,
+            successful: totals.successful,
+            slow: totals.slow,
+            failed: totals.failed,
+            rejected: totals.rejected,
+            ignored: totals.ignored,
+            cancelled: totals.cancelled,
+            panicked: totals.panicked,
+            expired: totals.expired,
+            in_flight: totals.in_flight(),
+            stale_results: totals.stale,
+            state_transitions: policy.history().changes(),
+            time_in_closed: spent(BreakerState::Closed),
+            time_in_open: spent(BreakerState::Open),
+            time_in_half_open: spent(BreakerState::HalfOpen),
+            time_in_manual: spent(BreakerState::ForcedOpen),
+            last_failure: age(core.last_failure),
+            last_success: age(core.last_success),
+            retry_after: policy.retry_after(now),
+        }
+    }
+
+    /// Why the state is what it is.
+    pub(super) fn explain(&self) -> Explanation {
+        self.act(|policy, now| {
+            policy.tick(now);
+            policy.explain(self.name.clone(), now)
+        })
+    }
+
+    /// A record for the store, newer than all before.
+    pub(super) fn record(&self) -> SavedBreaker {
+        let mut core = self.lock();
+        core.sequence += 1;
+        core.policy.saved(core.sequence, Instant::now())
+    }
+
+    /// The store holds a record with this sequence. Gives whether it is one of another process, which the next
+    /// record will go over.
+    pub(super) fn follow(&self, sequence: u64) -> bool {
+        let mut core = self.lock();
+        let foreign = sequence > core.sequence;
+        core.sequence = core.sequence.max(sequence);
+        foreign
+    }
+
+    /// Whether the store does not know the state, or a wait is running of which it should know what is left.
+    pub(super) fn needs_saving(&self) -> bool {
+        let core = self.lock();
+        core.loaded != core.policy.generation() || core.policy.save_again_in().is_some()
+    }
+
+    /// How soon to save again, while a wait is running.
+    pub(super) fn save_again_in(&self) -> Option<Duration> {
+        self.lock().policy.save_again_in()
+    }
+
+    #[inline]
+    fn admit(&self, purpose: Purpose) -> Result<Option<Grant>, Rejected> {
+        let word = self.published.word();
+        match word.door() {
+            Door::Open if word.state() == BreakerState::Disabled => Ok(None),
+            Door::Open => {
+                self.tally.admitted();
+                Ok(Some(Grant { generation: word.generation(), probe: None }))
+            }
+            Door::Guarded => self.ask(purpose),
+            Door::Shut => self.knock(word, purpose),
+        }
+    }
+
+    /// Refuses a call, unless the alarm is due.
+    fn knock(&self, word: Word, purpose: Purpose) -> Result<Option<Grant>, Rejected> {
+        let now = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let alarm = self.published.alarm();
+        if now >= alarm {
+            return self.ask(purpose);
+        }
+        self.tally.rejected();
+        let state = word.state();
+        let known = alarm != u64::MAX && state != BreakerState::HalfOpen;
+        Err(Rejected { state, retry_after: known.then(|| Duration::from_nanos(alarm - now)) })
+    }
+
+    /// Asks the policy.
+    #[cold]
+    fn ask(&self, purpose: Purpose) -> Result<Option<Grant>, Rejected> {
+        self.act(|policy, now| {
+            let grant = policy.admit(purpose, now);
+            let state = policy.state();
+            match grant {
+                Some(_) if state == BreakerState::Disabled => Ok(None),
+                Some(grant) => {
+                    self.tally.admitted();
+                    Ok(Some(grant))
+                }
+                None => {
+                    self.tally.rejected();
+                    Err(Rejected { state, retry_after: policy.retry_after(now) })
+                }
+            }
+        })
+    }
+
+    /// A call succeeded.
+    #[inline]
+    pub(super) fn succeeded(&self, grant: Grant, slow: bool) {
+        let word = self.published.word();
+        let current = word.generation() == grant.generation;
+        if grant.probe.is_some() || (current && word.hears_success()) {
+            return self.report(grant, Evidence::Alive, if slow { Counted::Slow } else { Counted::Success });
+        }
+        self.count(if slow { Counted::Slow } else { Counted::Success });
+        if !current {
+            self.tally.add(Rare::Stale, 1);
+        }
+    }
+
+    /// A call ended in an error.
+    pub(super) fn failed(&self, grant: Grant, error: &BackendError) {
+        let code = error.code.as_deref();
+        if code.is_some() && self.lock().policy.excludes(error) {
+            return self.ended(grant, Evidence::Nothing, Rare::Ignored);
+        }
+        if error.verdict().alive {
+            return self.succeeded(grant, false);
+        }
+        let evidence = Evidence::Dead { kind: FailureKind::Error(error.kind), code };
+        self.report(grant, evidence, Counted::Rare(Rare::Failed));
+    }
+
+    /// A call ended in another way.
+    pub(super) fn ended(&self, grant: Grant, evidence: Evidence<'_>, counted: Rare) {
+        if grant.probe.is_some() || evidence != Evidence::Nothing {
+            return self.report(grant, evidence, Counted::Rare(counted));
+        }
+        self.tally.add(counted, 1);
+        if self.published.word().generation() != grant.generation {
+            self.tally.add(Rare::Stale, 1);
+        }
+    }
+
+    /// Reports to the policy.
+    #[cold]
+    fn report(&self, grant: Grant, evidence: Evidence<'_>, counted: Counted) {
+        let mut core = self.lock();
+        let now = Instant::now();
+        let settled = core.policy.settle(grant, evidence, now);
+        // Counted under the lock, so that a snapshot shows a transition and the result that caused it together.
+        if settled != Settled::Expired {
+            self.count(counted);
+            if let Evidence::Dead { .. } = evidence {
+                core.last_failure = Some(now);
+            }
+        }
+        if settled != Settled::InTime {
+            self.tally.add(Rare::Stale, 1);
+        }
+        self.publish(&mut core, now);
+    }
+
+    fn count(&self, counted: Counted) {
+        match counted {
+            Counted::Success => self.tally.successful(),
+            Counted::Slow => {
+                self.tally.successful();
+                self.tally.add(Rare::Slow, 1);
+            }
+            Counted::Rare(rare) => self.tally.add(rare, 1),
+        }
+    }
+
+    /// Tells everybody what the policy has become. The word first: who hears of an open breaker and calls at
+    /// once is refused.
+    fn publish(&self, core: &mut Core, now: Instant) {
+        let successes = self.tally.successes();
+        if successes != core.successes {
+            (core.successes, core.last_success) = (successes, Some(now));
+        }
+        let effects = core.policy.take_effects();
+        if effects.expired > 0 {
+            self.tally.add(Rare::Expired, effects.expired);
+        }
+        let policy = &core.policy;
+        let alarm = policy.wake_at();
+        self.published.publish(word(policy), alarm.map_or(u64::MAX, |at| self.nanos(at)));
+        for transition in effects.transitions {
+            self.bus.breaker(&self.name, transition.to, transition.cause, transition.generation);
+        }
+        let view = BreakerView { state: policy.state(), generation: policy.generation() };
+        self.view.send_if_modified(|shown| std::mem::replace(shown, view) != view);
+        self.alarm.send_if_modified(|shown| std::mem::replace(shown, alarm) != alarm);
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.origin).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("name", &self.name).field("view", &self.view()).finish_non_exhaustive()
+    }
+}
+
+/// As what a call is counted.
+#[derive(Clone, Copy)]
+enum Counted {
+    Success,
+    Slow,
+    Rare(Rare),
+}
+
+fn word(policy: &BreakerPolicy) -> Word {
+    Word::new(policy.state(), policy.generation(), policy.has_room(), policy.hears_success())
+}

@@ -1,0 +1,134 @@
+//! An admission, and the promise to report what became of it.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::BreakerState;
+use super::gate::Gate;
+use super::policy::{Evidence, Grant};
+use super::report::FailureKind;
+use super::word::Rare;
+use crate::backend::BackendError;
+
+/// What a call is for.
+///
+/// In half-open a call of any purpose may take a place: a backend heals through whichever comes first, also when
+/// nobody but the prober or the drain calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// Somebody waits for it.
+    Live,
+    /// To see whether the backend is well.
+    Probe,
+    /// To give the backend what it owes.
+    Drain,
+    /// To take back a write.
+    Compensation,
+}
+
+/// What became of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CallOutcome {
+    /// It succeeded.
+    Success,
+    /// It succeeded, slowly.
+    Slow,
+    /// The backend answered that it did not do it: it is alive.
+    Refused,
+    /// It failed.
+    Failure,
+    /// It says nothing about the backend.
+    Ignored,
+    /// Nobody waits for it any more.
+    Cancelled,
+}
+
+/// A call that was not admitted. The backend was not touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the breaker is {state}{}", hint(*retry_after))]
+#[non_exhaustive]
+pub struct Rejected {
+    /// The state that refused it.
+    pub state: BreakerState,
+    /// When to try again, if that is known.
+    pub retry_after: Option<Duration>,
+}
+
+fn hint(retry_after: Option<Duration>) -> String {
+    retry_after.map(|wait| format!("; retry after {wait:?}")).unwrap_or_default()
+}
+
+/// An admission to call a backend, from [`Gate::try_acquire`].
+///
+/// Report with [`settle`](Self::settle) or [`settle_result`](Self::settle_result). A lease that is dropped counts
+/// as cancelled, and as a failure when it is dropped by a panic.
+#[must_use = "a lease that is dropped counts as a cancelled call"]
+#[derive(Debug)]
+pub struct Lease<G: Deref<Target = Gate>> {
+    gate: G,
+    /// `None` once it has reported, and for calls that are not counted.
+    grant: Option<Grant>,
+}
+
+/// A lease that holds its gate, for a task that has nothing else to borrow it from.
+pub type OwnedLease = Lease<Arc<Gate>>;
+
+impl<G: Deref<Target = Gate>> Lease<G> {
+    pub(super) fn new(gate: G, grant: Option<Grant>) -> Self {
+        Self { gate, grant }
+    }
+
+    /// The generation in which it was given; `None` when the breaker is disabled and counts nothing.
+    #[must_use]
+    pub fn generation(&self) -> Option<u64> {
+        self.grant.map(|grant| grant.generation)
+    }
+
+    /// When it loses its place, in half-open. What the call reports later than that changes nothing.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.grant?.probe.map(|probe| probe.deadline)
+    }
+
+    /// Reports what became of the call.
+    pub fn settle(mut self, outcome: CallOutcome) {
+        let Some(grant) = self.grant.take() else { return };
+        match outcome {
+            CallOutcome::Success | CallOutcome::Refused => self.gate.succeeded(grant, false),
+            CallOutcome::Slow => self.gate.succeeded(grant, true),
+            CallOutcome::Failure => {
+                let evidence = Evidence::Dead { kind: FailureKind::Unspecified, code: None };
+                self.gate.ended(grant, evidence, Rare::Failed);
+            }
+            CallOutcome::Ignored => self.gate.ended(grant, Evidence::Nothing, Rare::Ignored),
+            CallOutcome::Cancelled => self.gate.ended(grant, Evidence::Nothing, Rare::Cancelled),
+        }
+    }
+
+    /// Reports the result of the call: an error is judged by [`BackendError::verdict`], unless the configuration
+    /// excludes it.
+    pub fn settle_result<T>(mut self, result: &Result<T, BackendError>) {
+        let Some(grant) = self.grant.take() else { return };
+        match result {
+            Ok(_) => self.gate.succeeded(grant, false),
+            Err(error) => self.gate.failed(grant, error),
+        }
+    }
+}
+
+impl<G: Deref<Target = Gate>> Drop for Lease<G> {
+    fn drop(&mut self) {
+        let Some(grant) = self.grant.take() else { return };
+        if std::thread::panicking() {
+            let evidence = Evidence::Dead { kind: FailureKind::Panic, code: None };
+            self.gate.ended(grant, evidence, Rare::Panicked);
+        } else {
+            self.gate.ended(grant, Evidence::Nothing, Rare::Cancelled);
+        }
+    }
+}

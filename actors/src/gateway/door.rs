@@ -1,0 +1,196 @@
+//! The door: what is checked before anything is queued, and what is handed on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use super::GatewayConfig;
+use super::answer::{Answer, Port};
+use super::read::Reader;
+use crate::backend::BackendName;
+use crate::error::Refusal;
+use crate::event::EventKind;
+use crate::journal::{DeadLetter, JournalHealth, JournalRecord};
+use crate::operation::{
+    BackendStatus, Found, OperationId, Outcome, Receipt, Retrieved, Search, Status, Traversal, Write,
+};
+use crate::plane::DataPlane;
+use crate::record::Key;
+use crate::saga::{Operation, SagaConfig, appended};
+
+/// Checks requests and starts their tasks; shared by the actor and the handles.
+pub struct Door {
+    pub(super) plane: Arc<DataPlane>,
+    saga: Arc<SagaConfig>,
+    config: GatewayConfig,
+    permits: Arc<Semaphore>,
+    closed: AtomicBool,
+}
+
+impl Door {
+    /// An open door.
+    #[must_use]
+    pub fn new(plane: Arc<DataPlane>, saga: Arc<SagaConfig>, config: GatewayConfig) -> Self {
+        let permits = Arc::new(Semaphore::new(config.max_in_flight));
+        Self { plane, saga, config, permits, closed: AtomicBool::new(false) }
+    }
+
+    /// Lets nobody in any more; who is inside finishes.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Operations in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.config.max_in_flight.saturating_sub(self.permits.available_permits())
+    }
+
+    pub(super) fn store(&self, write: Write, port: Port<Receipt>) {
+        let answer = Answer::new(port, Refusal::Unknown { operation: write.operation });
+        let checked = self.plane.limits.check_write(&write).map_err(Refusal::from);
+        let permit = match checked.and_then(|()| self.permit()) {
+            Ok(permit) => permit,
+            Err(refusal) => return answer.give(Err(refusal)),
+        };
+        let deadline = Instant::now() + write.timeout.unwrap_or(self.config.write_timeout);
+        let operation = Operation::new(Arc::clone(&self.plane), Arc::clone(&self.saga), write);
+        self.plane.tasks.spawn(async move {
+            operation.perform(deadline, |result| answer.give(result)).await;
+            drop(permit);
+        });
+    }
+
+    pub(super) fn retrieve(&self, key: Key, port: Port<Retrieved>) {
+        let checked = self.plane.limits.check_key(&key).map_err(Refusal::from);
+        self.read(checked, port, async move |reader: Reader| reader.retrieve(&key).await);
+    }
+
+    pub(super) fn search(&self, search: Search, port: Port<Found>) {
+        let checked = self.plane.limits.check_search(&search).map_err(Refusal::from);
+        self.read(checked, port, async move |reader: Reader| reader.search(&search).await);
+    }
+
+    pub(super) fn traverse(&self, traversal: Traversal, port: Port<Found>) {
+        let checked = self.plane.limits.check_traversal(&traversal).map_err(Refusal::from);
+        self.read(checked, port, async move |reader: Reader| reader.traverse(&traversal).await);
+    }
+
+    fn read<T, F>(&self, checked: Result<(), Refusal>, port: Port<T>, read: impl FnOnce(Reader) -> F)
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Refusal>> + Send + 'static,
+    {
+        let answer = Answer::new(port, Refusal::DeadlineExceeded);
+        let permit = match checked.and_then(|()| self.permit()) {
+            Ok(permit) => permit,
+            Err(refusal) => return answer.give(Err(refusal)),
+        };
+        let deadline = Instant::now() + self.config.read_timeout;
+        let work = read(Reader::new(Arc::clone(&self.plane), deadline));
+        self.plane.tasks.spawn(async move {
+            answer.give(timeout_at(deadline, work).await.unwrap_or(Err(Refusal::DeadlineExceeded)));
+            drop(permit);
+        });
+    }
+
+    /// What became of an operation.
+    #[must_use]
+    pub fn outcome(&self, operation: OperationId) -> Outcome {
+        self.plane.ledger().outcome(operation)
+    }
+
+    /// The state in brief.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let plan = self.plane.fallback.plan().get();
+        let ledger = self.plane.ledger();
+        Status {
+            mode: plan.mode,
+            level: plan.level,
+            backends: self
+                .plane
+                .stores
+                .iter()
+                .map(|store| BackendStatus {
+                    name: store.name.clone(),
+                    breaker: store.breaker.view().state,
+                    owed: ledger.owed(&store.name),
+                })
+                .collect(),
+            owed: ledger.len(),
+            owed_bytes: ledger.bytes(),
+            dead_letters: ledger.dead(),
+            in_flight: self.in_flight(),
+            journal_healthy: plan.journal == JournalHealth::Healthy,
+        }
+    }
+
+    /// The writes that a backend will never take.
+    #[must_use]
+    pub fn dead_letters(&self) -> Vec<DeadLetter> {
+        self.plane.ledger().dead_letters()
+    }
+
+    pub(super) fn retry_dead_letter(&self, operation: OperationId, backend: BackendName, port: Port<bool>) {
+        let revive = move |plane: &DataPlane| {
+            let mut ledger = plane.ledger();
+            let letters = ledger.dead_letters();
+            let letter =
+                letters.into_iter().find(|letter| letter.operation == operation && letter.backend == backend)?;
+            let record = JournalRecord::Revived { version: letter.version, backend: letter.backend.clone() };
+            ledger.apply(&record);
+            Some((vec![record], vec![letter]))
+        };
+        self.resolve(port, true, revive);
+    }
+
+    pub(super) fn discard_dead_letter(&self, operation: OperationId, port: Port<bool>) {
+        let discard = move |plane: &DataPlane| {
+            let mut ledger = plane.ledger();
+            let mut letters = ledger.dead_letters();
+            letters.retain(|letter| letter.operation == operation);
+            let records = ledger.discard(letters.first()?.version);
+            Some((records, letters))
+        };
+        self.resolve(port, false, discard);
+    }
+
+    fn resolve(
+        &self,
+        port: Port<bool>,
+        retried: bool,
+        change: impl FnOnce(&DataPlane) -> Option<(Vec<JournalRecord>, Vec<DeadLetter>)> + Send + 'static,
+    ) {
+        let answer = Answer::new(port, Refusal::DeadlineExceeded);
+        let plane = Arc::clone(&self.plane);
+        let retry_after = self.config.retry_after;
+        self.plane.tasks.spawn(async move {
+            let Some((records, letters)) = change(&plane) else { return answer.give(Ok(false)) };
+            let written = appended(plane.journal.append(records)).await;
+            for DeadLetter { operation, version, backend, keys, .. } in letters {
+                for key in &keys {
+                    plane.fallback.cache().forget(key);
+                }
+                plane.events.publish(EventKind::DeadLetterRemoved { operation, version, backend, retried });
+            }
+            plane.work.send_replace(());
+            answer.give(
+                written
+                    .map(|()| true)
+                    .map_err(|error| Refusal::JournalUnavailable { reason: error.to_string(), retry_after }),
+            );
+        });
+    }
+
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Refusal::ShuttingDown);
+        }
+        Arc::clone(&self.permits)
+            .try_acquire_owned()
+            .map_err(|_| Refusal::Overloaded { limit: self.config.max_in_flight, retry_after: self.config.retry_after })
+    }
+}

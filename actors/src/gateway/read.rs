@@ -1,0 +1,246 @@
+//! Reads: the newest acknowledged state that can be had, and what it is worth.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::backend::{BackendError, Capability, Role, Stored};
+use crate::breaker::Purpose;
+use crate::error::Refusal;
+use crate::fallback::{FillToken, Plan, ReadRule};
+use crate::operation::{Degraded, Direction, Found, Hit, Near, Retrieved, Search, Source, StandIn, Traversal, Version};
+use crate::plane::{DataPlane, Store};
+use crate::record::{Key, Properties, Record};
+
+/// One read.
+pub(super) struct Reader {
+    plane: Arc<DataPlane>,
+    plan: Arc<Plan>,
+    deadline: Instant,
+}
+
+/// What a backend or the cache says of a key.
+struct Base {
+    record: Option<Record>,
+    version: Version,
+    source: Source,
+    stale: bool,
+}
+
+impl Reader {
+    pub(super) fn new(plane: Arc<DataPlane>, deadline: Instant) -> Self {
+        let plan = plane.fallback.plan().get();
+        Self { plane, plan, deadline }
+    }
+
+    pub(super) async fn retrieve(&self, key: &Key) -> Result<Retrieved, Refusal> {
+        // Before the look at what is owed, so that a write in between spoils the fill.
+        let token = self.plane.fallback.cache().begin_fill(key, Instant::now());
+        let overlay = self.plane.ledger().overlay(key);
+        let Some(overlay) = overlay else {
+            return self.base(key, Some(token)).await.map(|base| Retrieved {
+                record: base.record,
+                version: (base.version > Version(0)).then_some(base.version),
+                source: base.source,
+                partial: false,
+                stale: base.stale,
+            });
+        };
+        let version = overlay.version();
+        let owed =
+            |record, partial| Retrieved { record, version: Some(version), source: Source::Owed, partial, stale: false };
+        if overlay.is_full() {
+            return Ok(owed(overlay.over(None, Version(0)), false));
+        }
+        Ok(match self.base(key, None).await {
+            Ok(base) if base.version >= version => Retrieved {
+                record: base.record,
+                version: Some(base.version),
+                source: base.source,
+                partial: false,
+                stale: base.stale,
+            },
+            Ok(base) => owed(overlay.over(base.record, base.version), false),
+            // Only what was acknowledged here is known; that is shown, and said.
+            Err(_) => {
+                let whole = overlay.changes.first().is_some_and(|(_, change)| change.is_full());
+                owed(overlay.over(None, Version(0)), !whole)
+            }
+        })
+    }
+
+    /// What the backends, or else the cache, hold.
+    async fn base(&self, key: &Key, token: Option<FillToken>) -> Result<Base, Refusal> {
+        let ReadRule { backends, cache } = self.plan.read_rule();
+        let mut refusal = None;
+        if backends {
+            for store in self.readers(None) {
+                let result = match self.call(&store, store.backend.read(std::slice::from_ref(key))).await {
+                    Ok(stored) => stored.into_iter().next().flatten(),
+                    Err(error) => {
+                        refusal.get_or_insert(error);
+                        continue;
+                    }
+                };
+                let required = store.role == Role::Required;
+                // What a copy does not hold may exist all the same.
+                if !required && result.as_ref().is_none_or(|stored| stored.record.is_none()) {
+                    continue;
+                }
+                let Stored { version, record } = result.unwrap_or(Stored { version: Version(0), record: None });
+                if let (true, Some(token)) = (required, token) {
+                    self.plane.fallback.cache().fill(token, version, record.clone().map(Arc::new));
+                }
+                return Ok(Base { record, version, source: Source::Backend(store.name.clone()), stale: !required });
+            }
+        }
+        if cache && let Some(hit) = self.plane.fallback.cache().get(key, Instant::now()) {
+            let record = hit.record.as_deref().cloned();
+            return Ok(Base { record, version: hit.version, source: Source::Cache { age: hit.age }, stale: true });
+        }
+        Err(refusal.unwrap_or_else(|| Refusal::Unavailable {
+            backend: self.plane.stores.first().map_or_else(|| "".into(), |store| store.name.clone()),
+            reason: self.plan.reason(),
+            retry_after: None,
+        }))
+    }
+
+    pub(super) async fn search(&self, search: &Search) -> Result<Found, Refusal> {
+        let asked = Capability::VectorSearch;
+        let mut refusal = match self.ask(asked, |store| async move { store.backend.search(search).await }).await {
+            Ok(found) => return Ok(found),
+            Err(refusal) => refusal,
+        };
+        if let Near::Key(key) = &search.near {
+            let walk = Traversal::from(key.clone()).direction(Direction::Both).depth(2).limit(search.limit);
+            let walk = &walk;
+            match self.ask(Capability::GraphTraversal, |store| async move { store.backend.traverse(walk).await }).await
+            {
+                Ok(mut found) => {
+                    found.hits.retain(|hit| matches(&hit.record, &search.filter));
+                    return Ok(self.degraded(found, StandIn::Neighbours));
+                }
+                Err(other) => refusal = prefer(refusal, other),
+            }
+        }
+        if !search.filter.is_empty() {
+            let found =
+                self.ask(Capability::ExactMatch, |store| async move {
+                    store.backend.find(&search.filter, search.limit).await
+                })
+                .await;
+            if let Ok(found) = found {
+                return Ok(self.degraded(found, StandIn::ExactMatch));
+            }
+        }
+        Err(self.lost(asked, refusal))
+    }
+
+    pub(super) async fn traverse(&self, traversal: &Traversal) -> Result<Found, Refusal> {
+        let asked = Capability::GraphTraversal;
+        let refusal = match self.ask(asked, |store| async move { store.backend.traverse(traversal).await }).await {
+            Ok(found) => return Ok(found),
+            Err(refusal) => refusal,
+        };
+        let near = Search::like(traversal.from.clone()).limit(traversal.limit);
+        let near = &near;
+        match self.ask(Capability::VectorSearch, |store| async move { store.backend.search(near).await }).await {
+            Ok(found) => Ok(self.degraded(found, StandIn::VectorSearch)),
+            Err(_) => Err(self.lost(asked, refusal)),
+        }
+    }
+
+    /// Asks the backends that can do this, one after another, until one answers.
+    async fn ask<'a, F>(&'a self, capability: Capability, call: impl Fn(Arc<Store>) -> F) -> Result<Found, Refusal>
+    where
+        F: Future<Output = Result<Vec<Hit>, BackendError>> + 'a,
+    {
+        if !self.plan.supports(capability) {
+            return Err(Refusal::Unsupported(capability));
+        }
+        let mut refusal = Refusal::CapabilityUnavailable { capability, retry_after: None };
+        if !self.plan.read_rule().backends {
+            return Err(refusal);
+        }
+        for store in self.readers(Some(capability)) {
+            match self.call(&store, call(Arc::clone(&store))).await {
+                Ok(hits) => {
+                    return Ok(Found {
+                        hits: self.current(hits),
+                        source: Source::Backend(store.name.clone()),
+                        degraded: None,
+                        pending: self.plane.ledger().owed(&store.name),
+                    });
+                }
+                Err(other) => refusal = prefer(refusal, other),
+            }
+        }
+        Err(refusal)
+    }
+
+    /// Replaces what an owed write has changed, and leaves out what one has deleted.
+    fn current(&self, hits: Vec<Hit>) -> Vec<Hit> {
+        let ledger = self.plane.ledger();
+        if ledger.is_empty() {
+            return hits;
+        }
+        hits.into_iter()
+            .filter_map(|hit| match ledger.overlay(&hit.record.key) {
+                Some(overlay) if overlay.version() > hit.version => {
+                    let record = overlay.over(Some(hit.record), hit.version)?;
+                    Some(Hit { record, version: overlay.version(), ..hit })
+                }
+                _ => Some(hit),
+            })
+            .collect()
+    }
+
+    fn readers(&self, capability: Option<Capability>) -> Vec<Arc<Store>> {
+        let able = |store: &Store| capability.is_none_or(|capability| store.capabilities.has(capability));
+        self.plan
+            .readers()
+            .filter_map(|facts| self.plane.store(&facts.name).ok())
+            .filter(|store| able(store))
+            .cloned()
+            .collect()
+    }
+
+    async fn call<T>(&self, store: &Store, call: impl Future<Output = Result<T, BackendError>>) -> Result<T, Refusal> {
+        let unavailable =
+            |reason: String, retry_after| Refusal::Unavailable { backend: store.name.clone(), reason, retry_after };
+        let lease = store
+            .breaker
+            .gate()
+            .try_acquire_owned(Purpose::Live)
+            .map_err(|rejected| unavailable(rejected.to_string(), rejected.retry_after))?;
+        let _live = store.live.enter();
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        store.call(lease, left, call).await.map_err(|error| unavailable(error.to_string(), error.retry_after))
+    }
+
+    fn degraded(&self, found: Found, served_by: StandIn) -> Found {
+        Found { degraded: Some(Degraded { level: self.plan.level, served_by }), ..found }
+    }
+
+    /// What to say when neither what was asked for nor a stand-in could be had.
+    fn lost(&self, capability: Capability, refusal: Refusal) -> Refusal {
+        match refusal {
+            Refusal::Unsupported(_) => Refusal::Unsupported(capability),
+            other => Refusal::CapabilityUnavailable { capability, retry_after: other.retry_after() },
+        }
+    }
+}
+
+/// The refusal that says more.
+fn prefer(one: Refusal, other: Refusal) -> Refusal {
+    match (&one, &other) {
+        (_, Refusal::Unsupported(_)) => one,
+        (Refusal::Unsupported(_), _) => one,
+        _ if one.retry_after().is_some() => one,
+        _ => other,
+    }
+}
+
+fn matches(record: &Record, filter: &Properties) -> bool {
+    filter.iter().all(|(name, value)| record.properties.get(name) == Some(value))
+}

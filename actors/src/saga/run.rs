@@ -1,0 +1,652 @@
+//! One write, from its admission to its receipt, as one task.
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::future::join_all;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::backend::{BackendError, BackendName, Fence, FencedWrite, Happened, Stored};
+use crate::breaker::{OwnedLease as Lease, Purpose};
+use crate::error::Refusal;
+use crate::event::EventKind;
+use crate::fallback::{LegRule, Plan, WriteRule};
+use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult};
+use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
+use crate::plane::{DataPlane, Store};
+use crate::record::Key;
+use crate::saga::{Durability, Failure, LegEnd, SagaConfig, Verdict, verdict};
+use crate::sync::lane;
+
+/// One write on its way.
+pub struct Operation {
+    plane: Arc<DataPlane>,
+    config: Arc<SagaConfig>,
+    write: Write,
+    changes: Arc<[Change]>,
+    progress: Mutex<Progress>,
+}
+
+/// What the saga has come to, for the answer at the deadline.
+#[derive(Default)]
+struct Progress {
+    begun: Option<Version>,
+    rule: Option<WriteRule>,
+    /// The intent is durable.
+    durable: bool,
+    /// The caller has a receipt: the write may no longer be rolled back.
+    acknowledged: bool,
+}
+
+/// A backend that is tried at once, with what takes the write back there.
+struct Leg {
+    store: Arc<Store>,
+    /// The permission for the next call, where one is left from the admission.
+    lease: Option<Lease>,
+    undo: Option<Arc<[Change]>>,
+}
+
+/// The saga's hold on its entry in the ledger. When it goes, also by a panic, the drain may finish what is left.
+struct Hold<'a> {
+    plane: &'a DataPlane,
+    version: Version,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        if self.plane.ledger().release(self.version) {
+            self.plane.work.send_replace(());
+        }
+    }
+}
+
+impl Operation {
+    /// A write that was checked at the door.
+    #[must_use]
+    pub fn new(plane: Arc<DataPlane>, config: Arc<SagaConfig>, write: Write) -> Self {
+        let changes = write.changes.clone().into();
+        Self { plane, config, write, changes, progress: Mutex::default() }
+    }
+
+    /// Does it, and answers exactly once: when the saga has ended, or at the deadline with what is known by then.
+    /// A saga that has begun goes on after its deadline; one that has not is dropped, and did nothing.
+    pub async fn perform(self, deadline: Instant, answer: impl FnOnce(Result<Receipt, Refusal>)) {
+        let mut saga = pin!(self.run());
+        tokio::select! {
+            biased;
+            result = &mut saga => answer(result),
+            () = sleep_until(deadline) => match self.at_deadline() {
+                None => answer(Err(Refusal::DeadlineExceeded)),
+                Some(result) => {
+                    answer(result);
+                    // Its own timeouts end it.
+                    let _ = saga.await;
+                }
+            },
+        }
+    }
+
+    fn at_deadline(&self) -> Option<Result<Receipt, Refusal>> {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = progress.begun?;
+        let queues = matches!(progress.rule, Some(WriteRule::Queue | WriteRule::Local));
+        if !(progress.durable && queues) {
+            return Some(Err(Refusal::Unknown { operation: self.write.operation }));
+        }
+        progress.acknowledged = true;
+        let owing = match self.plane.ledger().outcome(self.write.operation) {
+            Outcome::Pending { owing, .. } => owing,
+            _ => Vec::new(),
+        };
+        Some(Ok(self.receipt(version, Held::Queued { owing })))
+    }
+
+    async fn run(&self) -> Result<Receipt, Refusal> {
+        let _keys = self.plane.locks.lock(self.keys()).await;
+        if let Some(known) = self.known() {
+            return known;
+        }
+        let plan = self.plane.fallback.plan().get();
+        let rule = plan.write_rule();
+        if let WriteRule::Refused { reason } = rule {
+            return Err(Refusal::ReadOnly { reason });
+        }
+        if rule != WriteRule::Memory && plan.journal != JournalHealth::Healthy {
+            let retry_after = self.plane.queue_retry_after;
+            return Err(Refusal::JournalUnavailable { reason: plan.reason(), retry_after });
+        }
+        let admitted = self.admit(&plan, &rule)?;
+        self.room(0)?;
+        let (legs, mut ends) = self.prepare(&rule, admitted).await?;
+        self.execute(rule, legs, &mut ends).await
+    }
+
+    /// What is known of an operation with this id already.
+    fn known(&self) -> Option<Result<Receipt, Refusal>> {
+        let ledger = self.plane.ledger();
+        let operation = self.write.operation;
+        if ledger.is_held(operation) {
+            return Some(Err(Refusal::Unknown { operation }));
+        }
+        match ledger.outcome(operation) {
+            Outcome::Committed(version) => Some(Ok(self.receipt(version, Held::Committed))),
+            Outcome::Pending { version, owing, durable: true } => {
+                Some(Ok(self.receipt(version, Held::Queued { owing })))
+            }
+            Outcome::Pending { version, owing, .. } => Some(Ok(self.receipt(version, Held::Volatile { owing }))),
+            Outcome::Compensating { .. } => Some(Err(Refusal::Unknown { operation })),
+            Outcome::DeadLetter { refused_by, .. } => Some(Err(Refusal::Rejected {
+                backend: refused_by.into_iter().next().unwrap_or_else(|| "".into()),
+                reason: "an earlier write with this operation id is a dead letter".to_owned(),
+            })),
+            // Nothing of it is left: the caller may try again under the same id.
+            Outcome::RolledBack(_) | Outcome::Discarded(_) | Outcome::NotFound => None,
+        }
+    }
+
+    /// Decides for each required backend whether it is tried now, and takes the permission for its first call.
+    fn admit(&self, plan: &Plan, rule: &WriteRule) -> Result<Vec<(Arc<Store>, Option<Lease>)>, Refusal> {
+        let mut admitted = Vec::with_capacity(self.plane.stores.len());
+        for store in self.plane.required() {
+            let owe = plan.leg_rule(&store.name) == LegRule::Owe
+                || self.plane.ledger().is_behind(&store.name, self.changes.iter().map(Change::key));
+            let lease = match (owe, rule) {
+                (true, _) => None,
+                (false, WriteRule::Through) => {
+                    Some(store.breaker.gate().try_acquire_owned(Purpose::Live).map_err(|rejected| {
+                        Refusal::Unavailable {
+                            backend: store.name.clone(),
+                            reason: rejected.to_string(),
+                            retry_after: rejected.retry_after,
+                        }
+                    })?)
+                }
+                (false, _) => store.breaker.gate().try_acquire_owned(Purpose::Live).ok(),
+            };
+            admitted.push((Arc::clone(store), lease));
+        }
+        Ok(admitted)
+    }
+
+    fn room(&self, bytes: usize) -> Result<(), Refusal> {
+        self.plane.ledger().room(bytes.max(self.write.weight())).map_err(|Full { entries, bytes }| Refusal::QueueFull {
+            entries,
+            bytes,
+            retry_after: self.plane.queue_retry_after,
+        })
+    }
+
+    /// Reads what is there, on every backend that is tried: the way back. Nothing is changed yet.
+    async fn prepare(
+        &self,
+        rule: &WriteRule,
+        admitted: Vec<(Arc<Store>, Option<Lease>)>,
+    ) -> Result<(Vec<Leg>, Vec<(BackendName, LegEnd)>), Refusal> {
+        let alone = admitted.len() == 1;
+        let keys: Vec<Key> = self.keys().collect();
+        let read = admitted.into_iter().map(|(store, lease)| {
+            let keys = &keys;
+            async move {
+                let Some(lease) = lease else { return (store, None) };
+                if alone {
+                    // One backend has nothing that could be half done.
+                    return (Arc::clone(&store), Some(Ok(Leg { store, lease: Some(lease), undo: None })));
+                }
+                let _live = store.live.enter();
+                let images = store.call(lease, self.config.step_timeout, store.backend.read(keys)).await;
+                let leg = images.map(|images| Leg {
+                    undo: Some(way_back(keys, images)),
+                    store: Arc::clone(&store),
+                    lease: None,
+                });
+                drop(_live);
+                (store, Some(leg))
+            }
+        });
+        let (mut legs, mut ends) = (Vec::new(), Vec::new());
+        for (store, leg) in join_all(read).await {
+            match leg {
+                Some(Ok(leg)) => legs.push(leg),
+                None => ends.push((store.name.clone(), LegEnd::Owed)),
+                Some(Err(error)) => {
+                    self.hear(&store, &error);
+                    // A read changes nothing, whatever became of it.
+                    let failure = Failure { happened: Happened::No, hopeless: false, ..Failure::from(&error) };
+                    if *rule == WriteRule::Through {
+                        let Failure { reason, retry_after, .. } = failure;
+                        return Err(Refusal::Unavailable { backend: store.name.clone(), reason, retry_after });
+                    }
+                    ends.push((store.name.clone(), LegEnd::Failed(failure)));
+                }
+            }
+        }
+        Ok((legs, ends))
+    }
+
+    async fn execute(
+        &self,
+        rule: WriteRule,
+        mut legs: Vec<Leg>,
+        ends: &mut Vec<(BackendName, LegEnd)>,
+    ) -> Result<Receipt, Refusal> {
+        let intent = self.intent(&legs, ends);
+        let version = intent.version;
+        // A single leg needs no intent before it: there is nothing to be half done.
+        let alone = ends.is_empty() && legs.len() == 1;
+        let write_first = rule != WriteRule::Memory && !alone;
+        {
+            self.room(intent.weight())?;
+            let now: Vec<BackendName> = legs.iter().map(|leg| leg.store.name.clone()).collect();
+            self.plane.ledger().begin(&intent, &now, false);
+        }
+        let hold = Hold { plane: &self.plane, version };
+        self.note_progress(|progress| (progress.begun, progress.rule) = (Some(version), Some(rule.clone())));
+        self.plane.sagas.begun();
+
+        let write = FencedWrite {
+            operation: self.write.operation,
+            version,
+            fence: Fence::Write,
+            changes: Arc::clone(&self.changes),
+        };
+        let until = Instant::now() + self.config.timeout;
+        let may_roll_back = rule == WriteRule::Through;
+        if write_first && self.config.durability == Durability::Strict {
+            self.make_durable(&intent).await?;
+            ends.extend(self.run_legs(&mut legs, &write, until, may_roll_back).await);
+        } else if write_first {
+            let (durable, done) =
+                tokio::join!(self.make_durable(&intent), self.run_legs(&mut legs, &write, until, may_roll_back));
+            ends.extend(done);
+            // In every backend is better than in the journal.
+            if ends.iter().any(|(_, end)| *end != LegEnd::Done) {
+                durable?;
+            }
+        } else {
+            ends.extend(self.run_legs(&mut legs, &write, until, may_roll_back).await);
+        }
+        self.settle(version, ends);
+        self.conclude(&intent, &rule, ends, alone, hold).await
+    }
+
+    fn settle(&self, version: Version, ends: &[(BackendName, LegEnd)]) {
+        let mut ledger = self.plane.ledger();
+        for (backend, end) in ends {
+            match end {
+                LegEnd::Done => ledger.leg(version, backend, true, false),
+                LegEnd::Failed(failure) => ledger.leg(version, backend, false, failure.happened == Happened::Perhaps),
+                LegEnd::Owed => {}
+            }
+        }
+    }
+
+    async fn conclude(
+        &self,
+        intent: &Arc<Intent>,
+        rule: &WriteRule,
+        ends: &[(BackendName, LegEnd)],
+        alone: bool,
+        hold: Hold<'_>,
+    ) -> Result<Receipt, Refusal> {
+        let version = intent.version;
+        let acknowledged = self.note_progress(|progress| progress.acknowledged);
+        match verdict(rule, ends, acknowledged) {
+            Verdict::Commit => {
+                let closed = self.plane.ledger().close(version);
+                self.plane.note(closed.into_iter().collect());
+                self.plane.sagas.committed();
+                self.remember(version);
+                Ok(self.receipt(version, Held::Committed))
+            }
+            Verdict::Owe(owing) => {
+                if alone && *rule != WriteRule::Memory {
+                    self.make_durable(intent).await?;
+                }
+                self.plane.note(done_records(version, ends));
+                self.plane.sagas.queued();
+                self.remember(version);
+                drop(hold);
+                let held = match rule {
+                    WriteRule::Memory => Held::Volatile { owing },
+                    _ => Held::Queued { owing },
+                };
+                Ok(self.receipt(version, held))
+            }
+            Verdict::RollBack { cause, failure } if alone => {
+                if failure.happened == Happened::Perhaps {
+                    // Nobody knows; so it is made to have happened, and the caller can ask for that.
+                    self.make_durable(intent).await?;
+                    return Err(Refusal::Unknown { operation: self.write.operation });
+                }
+                self.plane.ledger().abandon(version);
+                Err(give_up(cause, failure))
+            }
+            Verdict::RollBack { cause, failure } => {
+                let durable = *rule != WriteRule::Memory;
+                self.roll_back(version, &cause, &failure, durable).await?;
+                Err(give_up(cause, failure))
+            }
+            Verdict::Park { cause, failure } => {
+                let letter =
+                    JournalRecord::DeadLetter { version, backend: cause.clone(), reason: failure.reason.clone() };
+                self.plane.ledger().apply(&letter);
+                let mut records = done_records(version, ends);
+                records.push(letter);
+                self.plane.note(records);
+                self.plane.sagas.parked();
+                self.plane.events.publish(EventKind::DeadLetterAdded {
+                    operation: self.write.operation,
+                    version,
+                    backend: cause.clone(),
+                    reason: failure.reason.clone(),
+                });
+                Err(give_up(cause, failure))
+            }
+        }
+    }
+
+    /// Decides that the write is undone, durably, and undoes what can be undone while the caller waits.
+    async fn roll_back(
+        &self,
+        version: Version,
+        cause: &BackendName,
+        failure: &Failure,
+        durable: bool,
+    ) -> Result<(), Refusal> {
+        let operation = self.write.operation;
+        let ending = Ending::RolledBack;
+        self.plane.ledger().decide(version, cause, ending);
+        for change in &*self.changes {
+            self.plane.fallback.cache().forget(change.key());
+        }
+        let closed = self.plane.ledger().close(version);
+        let finished = closed.is_some();
+        let record = closed.unwrap_or_else(|| JournalRecord::Decided {
+            version,
+            cause: cause.clone(),
+            reason: failure.reason.clone(),
+            ending,
+        });
+        self.plane.sagas.rolled_back();
+        if durable {
+            // Without this the refusal could turn out untrue after a crash.
+            appended(self.plane.journal.append(vec![record])).await.map_err(|_| Refusal::Unknown { operation })?;
+        }
+        if !finished {
+            self.plane.events.publish(EventKind::SagaCompensating { operation, version, cause: cause.clone() });
+            self.compensate(version).await;
+        }
+        Ok(())
+    }
+
+    async fn compensate(&self, version: Version) {
+        let until = Instant::now() + self.config.rollback_timeout;
+        let steps = self.plane.ledger().take_undo(version);
+        let undo = steps.into_iter().filter_map(|(backend, step)| {
+            let store = Arc::clone(self.plane.store(&backend).ok()?);
+            Some(async move {
+                let mut result = StepResult::Again;
+                for retry in 0..=self.config.max_retries {
+                    let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Compensation) else { break };
+                    let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
+                    result = lane::attempt(&self.plane, &store, lease, &step, timeout).await;
+                    let wait = self.config.wait_before(retry);
+                    if result != StepResult::Again || Instant::now() + wait >= until {
+                        break;
+                    }
+                    sleep(wait).await;
+                }
+                lane::settle(&self.plane, &store.name, &step, &result);
+            })
+        });
+        join_all(undo).await;
+    }
+
+    /// Runs the legs side by side; native transactions are committed when the other legs are done.
+    async fn run_legs(
+        &self,
+        legs: &mut [Leg],
+        write: &FencedWrite,
+        until: Instant,
+        may_roll_back: bool,
+    ) -> Vec<(BackendName, LegEnd)> {
+        let (plain, native): (Vec<&mut Leg>, Vec<&mut Leg>) =
+            legs.iter_mut().partition(|leg| leg.store.backend.transactions().is_none());
+        let begun = join_all(native.into_iter().map(|leg| self.begin_native(leg, write, until)));
+        let done = join_all(plain.into_iter().map(|leg| self.run_leg(leg, write, until, may_roll_back)));
+        let (begun, mut ends) = tokio::join!(begun, done);
+        let mut open = Vec::with_capacity(begun.len());
+        for (store, transaction) in begun {
+            match transaction {
+                Ok(transaction) => open.push((store, transaction)),
+                Err(failure) => ends.push((store.name.clone(), LegEnd::Failed(failure))),
+            }
+        }
+        for (store, transaction) in open {
+            let goes = |(_, end): &(_, LegEnd)| if may_roll_back { *end == LegEnd::Done } else { !is_hopeless(end) };
+            let end = if ends.iter().all(goes) {
+                self.commit_native(&store, transaction, until).await
+            } else {
+                // Nothing of this leg ever becomes visible.
+                let _ = tokio::time::timeout_at(until, transaction.rollback()).await;
+                LegEnd::Failed(Failure::without_effect("rolled back, because another backend failed"))
+            };
+            ends.push((store.name.clone(), end));
+        }
+        ends
+    }
+
+    async fn begin_native(
+        &self,
+        leg: &mut Leg,
+        write: &FencedWrite,
+        until: Instant,
+    ) -> (Arc<Store>, Result<Box<dyn crate::backend::Transaction>, Failure>) {
+        let store = Arc::clone(&leg.store);
+        let result = match (self.lease(leg), store.backend.transactions()) {
+            (Ok(lease), Some(transactions)) => {
+                let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
+                let begun = store.call(lease, timeout, transactions.begin(write)).await;
+                begun.map_err(|error| {
+                    self.hear(&store, &error);
+                    // It was never committed.
+                    Failure { happened: Happened::No, ..Failure::from(&error) }
+                })
+            }
+            (Err(failure), _) => Err(failure),
+            (Ok(_), None) => Err(Failure::from(&BackendError::transient("no transactions"))),
+        };
+        (store, result)
+    }
+
+    async fn commit_native(&self, store: &Store, open: Box<dyn crate::backend::Transaction>, until: Instant) -> LegEnd {
+        let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Live) else {
+            let _ = tokio::time::timeout_at(until, open.rollback()).await;
+            return LegEnd::Failed(Failure::without_effect("its breaker opened before the commit"));
+        };
+        let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
+        let committed = store.call(lease, timeout, open.commit()).await;
+        match committed.and_then(|applied| crate::plane::check_fence(applied, &self.plane.versions)) {
+            Ok(_) => LegEnd::Done,
+            Err(error) => {
+                self.hear(store, &error);
+                LegEnd::Failed(Failure::from(&error))
+            }
+        }
+    }
+
+    /// Applies the write to one backend, with retries while there is time and hope.
+    async fn run_leg(
+        &self,
+        leg: &mut Leg,
+        write: &FencedWrite,
+        until: Instant,
+        may_roll_back: bool,
+    ) -> (BackendName, LegEnd) {
+        let store = Arc::clone(&leg.store);
+        let _live = store.live.enter();
+        let mut happened = Happened::No;
+        for retry in 0.. {
+            let lease = match self.lease(leg) {
+                Ok(lease) => lease,
+                Err(failure) => return (store.name.clone(), LegEnd::Failed(Failure { happened, ..failure })),
+            };
+            let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
+            let error = match store.apply(lease, timeout, write, &self.plane.versions).await {
+                Ok(_) => break,
+                Err(error) => error,
+            };
+            self.hear(&store, &error);
+            let failure = Failure::from(&error);
+            if failure.happened == Happened::Perhaps {
+                happened = Happened::Perhaps;
+            }
+            let wait = error.retry_after.unwrap_or_default().max(self.config.wait_before(retry));
+            let again = may_roll_back && !failure.hopeless && retry < self.config.max_retries;
+            if !again || Instant::now() + wait >= until {
+                return (store.name.clone(), LegEnd::Failed(Failure { happened, ..failure }));
+            }
+            sleep(wait).await;
+        }
+        (store.name.clone(), LegEnd::Done)
+    }
+
+    fn lease(&self, leg: &mut Leg) -> Result<Lease, Failure> {
+        match leg.lease.take() {
+            Some(lease) => Ok(lease),
+            None => leg.store.breaker.gate().try_acquire_owned(Purpose::Live).map_err(|rejected| Failure {
+                happened: Happened::No,
+                hopeless: false,
+                reason: rejected.to_string(),
+                retry_after: rejected.retry_after,
+            }),
+        }
+    }
+
+    async fn make_durable(&self, intent: &Arc<Intent>) -> Result<(), Refusal> {
+        let mut records = vec![JournalRecord::Intent(Arc::clone(intent))];
+        records.extend(self.plane.versions.reservation());
+        match appended(self.plane.journal.append(records)).await {
+            Ok(()) => {
+                self.plane.ledger().set_durable(intent.version);
+                self.note_progress(|progress| progress.durable = true);
+                Ok(())
+            }
+            Err(error) => {
+                self.plane.ledger().abandon(intent.version);
+                Err(match error {
+                    JournalError::Closed => Refusal::ShuttingDown,
+                    // The intent may be found when the disk is read again.
+                    _ => Refusal::Unknown { operation: self.write.operation },
+                })
+            }
+        }
+    }
+
+    fn intent(&self, legs: &[Leg], ends: &[(BackendName, LegEnd)]) -> Arc<Intent> {
+        let tried = legs.iter().map(|leg| leg.store.name.clone());
+        Arc::new(Intent {
+            version: self.plane.versions.allocate(),
+            operation: self.write.operation,
+            priority: self.write.priority,
+            changes: Arc::clone(&self.changes),
+            owes: tried.chain(ends.iter().map(|(name, _)| name.clone())).collect(),
+            undo: legs.iter().filter_map(|leg| Some((leg.store.name.clone(), leg.undo.clone()?))).collect(),
+        })
+    }
+
+    /// Tells the cache, and the backends that are only told.
+    fn remember(&self, version: Version) {
+        let (cache, now) = (self.plane.fallback.cache(), Instant::now());
+        for change in &*self.changes {
+            let key = change.key();
+            let known = match change {
+                Change::Put(record) => Some(Some(Arc::new(record.clone()))),
+                Change::Delete { .. } => Some(None),
+                // Writes of a key come one after another, so what the cache holds is what this was merged into.
+                Change::Merge { .. } => {
+                    cache.get(key, now).map(|hit| change.apply_to(hit.record.as_deref().cloned()).map(Arc::new))
+                }
+            };
+            match known {
+                Some(record) => {
+                    cache.put(key, version, record, now);
+                }
+                None => cache.invalidate(key, version),
+            }
+        }
+        self.tell_best_effort(version);
+    }
+
+    /// Tells the write to caches and copies. Nobody waits for them, and what they miss is their loss.
+    fn tell_best_effort(&self, version: Version) {
+        for store in self.plane.best_effort() {
+            let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Live) else { continue };
+            let write = FencedWrite {
+                operation: self.write.operation,
+                version,
+                fence: Fence::Write,
+                changes: self.changes.iter().map(whole).collect(),
+            };
+            let (store, timeout) = (Arc::clone(store), self.config.step_timeout);
+            self.plane.tasks.spawn(async move {
+                let _ = store.call(lease, timeout, store.backend.apply(&write)).await;
+            });
+        }
+    }
+
+    fn hear(&self, store: &Store, error: &BackendError) {
+        if error.kind == crate::backend::ErrorKind::ReadOnly {
+            self.plane.fallback.write_refused(store.name.clone());
+        }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = Key> {
+        self.changes.iter().map(|change| change.key().clone())
+    }
+
+    fn receipt(&self, version: Version, held: Held) -> Receipt {
+        Receipt { operation: self.write.operation, version, held }
+    }
+
+    fn note_progress<T>(&self, change: impl FnOnce(&mut Progress) -> T) -> T {
+        change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Waits for an append. A journal that went away without an answer failed.
+pub(crate) async fn appended(append: crate::journal::Appended) -> Result<(), JournalError> {
+    append.await.unwrap_or_else(|_| Err(JournalError::Failed("no answer".to_owned())))
+}
+
+/// What restores each key to what was read.
+fn way_back(keys: &[Key], images: Vec<Option<Stored>>) -> Arc<[Change]> {
+    keys.iter()
+        .zip(images)
+        .map(|(key, image)| match image.and_then(|stored| stored.record) {
+            Some(record) => Change::Put(record),
+            None => Change::Delete { key: key.clone() },
+        })
+        .collect()
+}
+
+/// A change that can be told to a copy which may have missed earlier ones: it cannot merge, only forget.
+fn whole(change: &Change) -> Change {
+    if change.is_full() { change.clone() } else { Change::Delete { key: change.key().clone() } }
+}
+
+fn done_records(version: Version, ends: &[(BackendName, LegEnd)]) -> Vec<JournalRecord> {
+    ends.iter()
+        .filter(|(_, end)| *end == LegEnd::Done)
+        .map(|(backend, _)| JournalRecord::Done { version, backend: backend.clone() })
+        .collect()
+}
+
+fn is_hopeless(end: &LegEnd) -> bool {
+    matches!(end, LegEnd::Failed(failure) if failure.hopeless)
+}
+
+fn give_up(backend: BackendName, failure: Failure) -> Refusal {
+    let Failure { hopeless, reason, retry_after, .. } = failure;
+    if hopeless { Refusal::Rejected { backend, reason } } else { Refusal::RolledBack { backend, reason, retry_after } }
+}

@@ -1,0 +1,236 @@
+//! One lane: what one backend owes, worked off step by step.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep_until};
+
+use crate::backend::{BackendName, Fence, FencedWrite};
+use crate::breaker::{OwnedLease as Lease, Purpose};
+use crate::event::EventKind;
+use crate::fallback::Access;
+use crate::journal::{JournalRecord, Step, StepResult};
+use crate::plane::{DataPlane, FOREIGN_VERSION, Store};
+use crate::sync::{DrainWindow, LaneStatus, SyncConfig};
+
+/// How long a lane that was refused waits before it asks the gate again, if nothing wakes it earlier.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A lane: owed writes, or owed compensations, of one backend.
+pub(crate) struct Lane {
+    pub(crate) plane: Arc<DataPlane>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) config: Arc<SyncConfig>,
+    pub(crate) status: Arc<LaneStatus>,
+    pub(crate) undo: bool,
+}
+
+/// A step that is handed out. If it is dropped unsettled, it is owed again.
+struct Taken<'a> {
+    plane: &'a DataPlane,
+    backend: &'a BackendName,
+    step: Option<Step>,
+}
+
+impl Taken<'_> {
+    fn settle(mut self, result: &StepResult) {
+        if let Some(step) = self.step.take() {
+            settle(self.plane, self.backend, &step, result);
+        }
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(step) = self.step.take() {
+            settle(self.plane, self.backend, &step, &StepResult::Again);
+        }
+    }
+}
+
+/// Why a lane pauses.
+enum Pause {
+    /// Nothing can be done now.
+    Idle,
+    /// The gate refuses, or the last step failed: not before this moment.
+    Until(Instant),
+}
+
+impl Lane {
+    /// Works until it is dropped.
+    pub(crate) async fn run(self) {
+        let mut work = self.plane.work.subscribe();
+        let mut plans = self.plane.fallback.plan().subscribe();
+        let mut breaker = self.store.breaker.watch();
+        loop {
+            work.mark_unchanged();
+            plans.mark_unchanged();
+            breaker.mark_unchanged();
+            let pause = if self.may_drain() { self.drain().await } else { Pause::Idle };
+            let until = match pause {
+                Pause::Idle => None,
+                Pause::Until(until) => Some(until),
+            };
+            tokio::select! {
+                _ = work.changed(), if until.is_none() => {}
+                _ = plans.changed() => {}
+                _ = breaker.changed() => {}
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
+            }
+        }
+    }
+
+    fn may_drain(&self) -> bool {
+        self.plane.fallback.plan().load().may_drain() && self.ready() > 0
+    }
+
+    fn ready(&self) -> usize {
+        self.plane.ledger().ready(&self.store.name, self.undo)
+    }
+
+    fn purpose(&self) -> Purpose {
+        if self.undo { Purpose::Compensation } else { Purpose::Drain }
+    }
+
+    /// Works until nothing is left, a step fails or the gate refuses.
+    async fn drain(&self) -> Pause {
+        let mut window = DrainWindow::new(&self.config);
+        let mut running = FuturesUnordered::new();
+        let mut pause = None;
+        let mut session = Session::default();
+        loop {
+            while pause.is_none() && self.may_drain() && running.len() < window.allows(self.store.live.count()) {
+                let lease = match self.store.breaker.gate().try_acquire_owned(self.purpose()) {
+                    Ok(lease) => lease,
+                    Err(rejected) => {
+                        pause = Some(Instant::now() + rejected.retry_after.unwrap_or(ASK_AGAIN).max(ASK_AGAIN / 100));
+                        break;
+                    }
+                };
+                let Some(step) = self.plane.ledger().take(&self.store.name, self.undo, 1).pop() else { break };
+                session.start(self);
+                running.push(self.work(step, lease));
+            }
+            let Some(result) = running.next().await else { break };
+            match result {
+                StepResult::Done => window.succeeded(),
+                StepResult::Dead(_) => {}
+                StepResult::Again => {
+                    let wait = self.status.failed(&mut window, &self.config);
+                    pause = Some(Instant::now() + wait);
+                }
+            }
+            if result != StepResult::Again {
+                self.status.drained();
+                session.step(self);
+            }
+        }
+        session.stop(self);
+        pause.map_or(Pause::Idle, Pause::Until)
+    }
+
+    async fn work(&self, step: Step, lease: Lease) -> StepResult {
+        let taken = Taken { plane: &self.plane, backend: &self.store.name, step: Some(step.clone()) };
+        let result = attempt(&self.plane, &self.store, lease, &step, self.config.step_timeout).await;
+        taken.settle(&result);
+        result
+    }
+}
+
+/// One stretch of draining, for the events.
+#[derive(Default)]
+struct Session {
+    started: bool,
+    drained: usize,
+}
+
+impl Session {
+    fn start(&mut self, lane: &Lane) {
+        if !self.started {
+            self.started = true;
+            lane.publish(|backend, owed| EventKind::DrainStarted { backend, owed });
+        }
+    }
+
+    fn step(&mut self, lane: &Lane) {
+        self.drained += 1;
+        if self.drained.is_multiple_of(lane.config.batch) {
+            let drained = self.drained;
+            lane.publish(|backend, owed| EventKind::DrainProgressed { backend, drained, owed });
+        }
+    }
+
+    fn stop(&self, lane: &Lane) {
+        if self.started {
+            let drained = self.drained;
+            lane.publish(|backend, owed| EventKind::DrainStopped { backend, drained, owed });
+        }
+    }
+}
+
+impl Lane {
+    fn publish(&self, kind: impl FnOnce(BackendName, usize) -> EventKind) {
+        let owed = self.plane.ledger().owed(&self.store.name);
+        self.plane.events.publish(kind(self.store.name.clone(), owed));
+    }
+}
+
+/// Tries one step on its backend.
+pub(crate) async fn attempt(
+    plane: &DataPlane,
+    store: &Store,
+    lease: Lease,
+    step: &Step,
+    timeout: Duration,
+) -> StepResult {
+    let write = FencedWrite {
+        operation: step.operation,
+        version: step.version,
+        fence: if step.undo { Fence::Compensation } else { Fence::Write },
+        changes: Arc::clone(&step.changes),
+    };
+    match store.apply(lease, timeout, &write, &plane.versions).await {
+        Ok(_) => {
+            if plane.fallback.plan().load().access(&store.name) == Access::ReadOnly {
+                plane.fallback.write_accepted(store.name.clone());
+            }
+            StepResult::Done
+        }
+        Err(error) => {
+            if error.kind == crate::backend::ErrorKind::ReadOnly {
+                plane.fallback.write_refused(store.name.clone());
+            }
+            // A version of somebody else's stays in the way for ever: a person has to look.
+            if error.verdict().hopeless || error.code.as_deref() == Some(FOREIGN_VERSION) {
+                StepResult::Dead(error.to_string())
+            } else {
+                StepResult::Again
+            }
+        }
+    }
+}
+
+/// Gives a step back to the ledger, and tells the journal and everybody else.
+pub(crate) fn settle(plane: &DataPlane, backend: &BackendName, step: &Step, result: &StepResult) {
+    let records = plane.ledger().settle(backend, step, result);
+    for record in &records {
+        match record {
+            JournalRecord::DeadLetter { version, backend, reason } => {
+                plane.sagas.parked();
+                plane.events.publish(EventKind::DeadLetterAdded {
+                    operation: step.operation,
+                    version: *version,
+                    backend: backend.clone(),
+                    reason: reason.clone(),
+                });
+            }
+            JournalRecord::Closed { version, operation, .. } if step.undo => {
+                plane.events.publish(EventKind::SagaRolledBack { operation: *operation, version: *version });
+            }
+            _ => {}
+        }
+    }
+    plane.note(records);
+}

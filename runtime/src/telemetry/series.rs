@@ -1,0 +1,447 @@
+//! The metrics: their names, what they mean, and how an [`Observation`] sets them.
+//!
+//! Handles are resolved once per series, for a look-up by labels costs ten times what setting the value does.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::PrometheusRecorder;
+use seawall_actors::backend::BackendName;
+use seawall_actors::breaker::BreakerState;
+use seawall_actors::fallback::{DegradationLevel, Mode};
+use seawall_actors::journal::JournalHealth;
+
+use super::observation::{BackendObservation, Observation};
+
+const METADATA: Metadata<'static> = Metadata::new("seawall", Level::INFO, None);
+
+/// Where series are registered.
+#[derive(Clone)]
+pub(super) struct Registry {
+    /// A recorder of this runtime alone; else whichever the service has installed for the process.
+    recorder: Option<Arc<PrometheusRecorder>>,
+    labels: Vec<Label>,
+}
+
+impl Registry {
+    pub(super) fn new(recorder: Option<Arc<PrometheusRecorder>>, runtime: Option<&str>) -> Self {
+        let labels = runtime.map(|runtime| Label::new("runtime", runtime.to_owned()));
+        Self { recorder, labels: labels.into_iter().collect() }
+    }
+
+    /// The same, with one label more on every series.
+    pub(super) fn with(&self, name: &'static str, value: impl Into<metrics::SharedString>) -> Self {
+        let mut labels = self.labels.clone();
+        labels.push(Label::new(name, value));
+        Self { recorder: self.recorder.clone(), labels }
+    }
+
+    pub(super) fn counter(&self, name: &'static str, help: &'static str) -> Counter {
+        self.register(name, |recorder, key| {
+            recorder.describe_counter(name.into(), None, help.into());
+            recorder.register_counter(key, &METADATA)
+        })
+    }
+
+    fn total(&self, name: &'static str, help: &'static str) -> Total {
+        Total { counter: self.counter(name, help), counted: 0 }
+    }
+
+    pub(super) fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
+        self.register(name, |recorder, key| {
+            recorder.describe_gauge(name.into(), None, help.into());
+            recorder.register_gauge(key, &METADATA)
+        })
+    }
+
+    pub(super) fn histogram(&self, name: &'static str, help: &'static str) -> Histogram {
+        self.register(name, |recorder, key| {
+            recorder.describe_histogram(name.into(), None, help.into());
+            recorder.register_histogram(key, &METADATA)
+        })
+    }
+
+    fn register<T>(&self, name: &'static str, register: impl FnOnce(&dyn Recorder, &Key) -> T) -> T {
+        let key = Key::from_parts(name, self.labels.clone());
+        match &self.recorder {
+            Some(recorder) => register(recorder.as_ref(), &key),
+            None => metrics::with_recorder(|recorder| register(recorder, &key)),
+        }
+    }
+
+    fn one_hot<T: Copy + PartialEq>(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        label: &'static str,
+        values: &[(T, &'static str)],
+    ) -> OneHot<T> {
+        OneHot(values.iter().map(|(value, text)| (*value, self.with(label, *text).gauge(name, help))).collect())
+    }
+}
+
+/// A counter that follows a number which counts from the start of the runtime.
+///
+/// It is moved by what has come since, not set to the number: a recorder of the service may outlive the runtime,
+/// or serve two, and then counts on.
+struct Total {
+    counter: Counter,
+    counted: u64,
+}
+
+impl Total {
+    fn advance(&mut self, now: u64) {
+        self.counter.increment(now.saturating_sub(self.counted));
+        self.counted = self.counted.max(now);
+    }
+}
+
+/// A state as one gauge per value, of which exactly one is 1.
+struct OneHot<T>(Vec<(T, Gauge)>);
+
+impl<T: Copy + PartialEq> OneHot<T> {
+    fn set(&self, now: T) {
+        for (value, gauge) in &self.0 {
+            gauge.set(if *value == now { 1.0 } else { 0.0 });
+        }
+    }
+}
+
+const BREAKER_STATES: [BreakerState; 6] = [
+    BreakerState::Closed,
+    BreakerState::Open,
+    BreakerState::HalfOpen,
+    BreakerState::ForcedOpen,
+    BreakerState::ForcedClosed,
+    BreakerState::Disabled,
+];
+
+const JOURNAL_HEALTH: [(JournalHealth, &str); 3] =
+    [(JournalHealth::Healthy, "healthy"), (JournalHealth::Failed, "failed"), (JournalHealth::Stalled, "stalled")];
+
+/// Every series that is sampled.
+pub(super) struct Series {
+    registry: Registry,
+    backends: HashMap<BackendName, BackendSeries>,
+    mode: OneHot<Mode>,
+    level: OneHot<DegradationLevel>,
+    level_number: Gauge,
+    in_flight: Gauge,
+    queue: QueueSeries,
+    journal: JournalSeries,
+    sagas: SagaSeries,
+    cache: CacheSeries,
+}
+
+impl Series {
+    pub(super) fn new(registry: Registry) -> Self {
+        let r = &registry;
+        Self {
+            backends: HashMap::new(),
+            mode: r.one_hot(
+                "seawall_mode",
+                "1 for the fallback mode in force, 0 for the others.",
+                "mode",
+                &Mode::ALL.map(|mode| (mode, mode.name())),
+            ),
+            level: r.one_hot(
+                "seawall_degradation",
+                "1 for the degradation level that holds, 0 for the others.",
+                "level",
+                &DegradationLevel::ALL.map(|level| (level, level.name())),
+            ),
+            level_number: r.gauge("seawall_degradation_level", "The number of the degradation level, 0 is normal."),
+            in_flight: r.gauge("seawall_requests_in_flight", "Requests that are being worked on."),
+            queue: QueueSeries::new(r),
+            journal: JournalSeries::new(r),
+            sagas: SagaSeries::new(r),
+            cache: CacheSeries::new(r),
+            registry,
+        }
+    }
+
+    pub(super) fn record(&mut self, observation: &Observation) {
+        for backend in &observation.backends {
+            self.backend(&backend.breaker.name).record(backend);
+        }
+        self.mode.set(observation.mode);
+        self.level.set(observation.level);
+        self.level_number.set(observation.level_number);
+        set(&self.in_flight, observation.in_flight);
+        self.queue.record(observation);
+        self.journal.record(observation);
+        self.sagas.record(observation);
+        self.cache.record(observation);
+    }
+
+    /// Where the durations of probes of this backend are recorded.
+    pub(super) fn probe_duration(&mut self, backend: &BackendName) -> Histogram {
+        self.backend(backend).probe_duration.clone()
+    }
+
+    fn backend(&mut self, name: &BackendName) -> &mut BackendSeries {
+        self.backends
+            .entry(name.clone())
+            .or_insert_with(|| BackendSeries::new(&self.registry.with("backend", name.as_str().to_owned())))
+    }
+}
+
+struct BackendSeries {
+    state: OneHot<BreakerState>,
+    total: Total,
+    successful: Total,
+    slow: Total,
+    failed: Total,
+    rejected: Total,
+    ignored: Total,
+    cancelled: Total,
+    panicked: Total,
+    expired: Total,
+    stale: Total,
+    in_flight: Gauge,
+    transitions: Total,
+    time_in_closed: Gauge,
+    time_in_open: Gauge,
+    time_in_half_open: Gauge,
+    time_in_manual: Gauge,
+    last_failure: Gauge,
+    last_success: Gauge,
+    success_rate: Gauge,
+    availability: Gauge,
+    owed: Gauge,
+    drained: Total,
+    probes: Total,
+    failed_probes: Total,
+    probe_duration: Histogram,
+}
+
+impl BackendSeries {
+    fn new(r: &Registry) -> Self {
+        let time_in = |state: &'static str| {
+            r.with("state", state)
+                .gauge("seawall_breaker_time_in_state_seconds", "Time that the breaker has spent in this state.")
+        };
+        Self {
+            state: r.one_hot(
+                "seawall_breaker_state",
+                "1 for the state that the breaker is in, 0 for the others.",
+                "state",
+                &BREAKER_STATES.map(|state| (state, state.as_str())),
+            ),
+            total: r.total(
+                "seawall_breaker_requests_total",
+                "Calls that asked the breaker for admission, admitted and rejected.",
+            ),
+            successful: r.total("seawall_breaker_successful_requests_total", "Calls that showed the backend alive."),
+            slow: r.total("seawall_breaker_slow_requests_total", "Successful calls that were slow."),
+            failed: r.total("seawall_breaker_failed_requests_total", "Calls that failed."),
+            rejected: r.total(
+                "seawall_breaker_rejected_requests_total",
+                "Calls that the breaker refused; the backend was not touched.",
+            ),
+            ignored: r.total("seawall_breaker_ignored_requests_total", "Calls that ended in an excluded error."),
+            cancelled: r.total("seawall_breaker_cancelled_requests_total", "Calls that the caller gave up."),
+            panicked: r.total("seawall_breaker_panicked_requests_total", "Calls that panicked."),
+            expired: r.total(
+                "seawall_breaker_expired_requests_total",
+                "Calls in half-open that lost their place because they did not report in time.",
+            ),
+            stale: r
+                .total("seawall_breaker_stale_results_total", "Results that came too late to count for the verdict."),
+            in_flight: r.gauge("seawall_breaker_in_flight_requests", "Admitted calls that have not reported yet."),
+            transitions: r.total("seawall_breaker_state_transitions_total", "Changes of the breaker's state."),
+            time_in_closed: time_in("closed"),
+            time_in_open: time_in("open"),
+            time_in_half_open: time_in("half_open"),
+            time_in_manual: time_in("manual"),
+            last_failure: r.gauge(
+                "seawall_breaker_last_failure_age_seconds",
+                "Time since the last failed call; NaN before the first.",
+            ),
+            last_success: r.gauge(
+                "seawall_breaker_last_success_age_seconds",
+                "Time since the last successful call; NaN before the first.",
+            ),
+            success_rate: r.gauge(
+                "seawall_breaker_success_rate",
+                "Successes among successes and failures, 0 to 1; 0 without either.",
+            ),
+            availability: r.gauge(
+                "seawall_breaker_availability",
+                "Calls that were not rejected among all, 0 to 1; 1 without calls.",
+            ),
+            owed: r.gauge("seawall_backend_owed_writes", "Accepted writes that the backend has not been given yet."),
+            drained: r.total("seawall_backend_drained_writes_total", "Owed writes that the backend has been given."),
+            probes: r.total("seawall_probes_total", "Health probes."),
+            failed_probes: r.total("seawall_failed_probes_total", "Health probes that failed."),
+            probe_duration: r.histogram("seawall_probe_duration_seconds", "How long health probes took."),
+        }
+    }
+
+    fn record(&mut self, now: &BackendObservation) {
+        let breaker = &now.breaker;
+        self.state.set(breaker.state);
+        self.total.advance(breaker.total_requests);
+        self.successful.advance(breaker.successful);
+        self.slow.advance(breaker.slow);
+        self.failed.advance(breaker.failed);
+        self.rejected.advance(breaker.rejected);
+        self.ignored.advance(breaker.ignored);
+        self.cancelled.advance(breaker.cancelled);
+        self.panicked.advance(breaker.panicked);
+        self.expired.advance(breaker.expired);
+        self.stale.advance(breaker.stale_results);
+        set(&self.in_flight, breaker.in_flight);
+        self.transitions.advance(breaker.state_transitions);
+        self.time_in_closed.set(breaker.time_in_closed.as_secs_f64());
+        self.time_in_open.set(breaker.time_in_open.as_secs_f64());
+        self.time_in_half_open.set(breaker.time_in_half_open.as_secs_f64());
+        self.time_in_manual.set(breaker.time_in_manual.as_secs_f64());
+        self.last_failure.set(age(breaker.last_failure));
+        self.last_success.set(age(breaker.last_success));
+        self.success_rate.set(breaker.success_rate());
+        self.availability.set(breaker.availability());
+        set(&self.owed, now.owed);
+        self.drained.advance(now.drained);
+        self.probes.advance(now.probes);
+        self.failed_probes.advance(now.failed_probes);
+    }
+}
+
+struct QueueSeries {
+    entries: Gauge,
+    bytes: Gauge,
+    dead_letters: Gauge,
+    enqueued: Total,
+    drained: Total,
+}
+
+impl QueueSeries {
+    fn new(r: &Registry) -> Self {
+        Self {
+            entries: r.gauge("seawall_queue_entries", "Accepted writes that are not finished."),
+            bytes: r.gauge("seawall_queue_bytes", "Bytes that the unfinished writes take."),
+            dead_letters: r.gauge("seawall_dead_letters", "Writes that a backend will never take."),
+            enqueued: r.total(
+                "seawall_queue_enqueued_total",
+                "Writes that were acknowledged while some backend still owed them.",
+            ),
+            drained: r.total("seawall_queue_drained_total", "Owed writes that nobody owes any more."),
+        }
+    }
+
+    fn record(&mut self, now: &Observation) {
+        set(&self.entries, now.queue.entries);
+        set(&self.bytes, now.queue.bytes);
+        set(&self.dead_letters, now.queue.dead_letters);
+        self.enqueued.advance(now.queue.enqueued);
+        self.drained.advance(now.queue.drained);
+    }
+}
+
+struct JournalSeries {
+    health: OneHot<JournalHealth>,
+    submitted: Total,
+    answered: Total,
+    commits: Total,
+    disk_bytes: Gauge,
+    generations: Gauge,
+}
+
+impl JournalSeries {
+    fn new(r: &Registry) -> Self {
+        Self {
+            health: r.one_hot(
+                "seawall_journal_state",
+                "1 for the state that the journal is in, 0 for the others.",
+                "state",
+                &JOURNAL_HEALTH,
+            ),
+            submitted: r.total("seawall_journal_appends_total", "Appends that were submitted."),
+            answered: r.total("seawall_journal_answered_appends_total", "Appends that were answered."),
+            commits: r.total("seawall_journal_commits_total", "Commits, each of them one sync of the disk."),
+            disk_bytes: r.gauge("seawall_journal_disk_bytes", "Bytes that the journal takes on disk, about."),
+            generations: r.gauge("seawall_journal_generations", "Generations of the journal on disk."),
+        }
+    }
+
+    fn record(&mut self, now: &Observation) {
+        self.health.set(now.journal_health);
+        self.submitted.advance(now.journal.submitted);
+        self.answered.advance(now.journal.answered);
+        self.commits.advance(now.journal.commits);
+        set(&self.disk_bytes, now.journal.disk_bytes);
+        self.generations.set(now.journal.generations);
+    }
+}
+
+struct SagaSeries {
+    begun: Total,
+    committed: Total,
+    rolled_back: Total,
+    compensating: Gauge,
+    parked: Gauge,
+}
+
+impl SagaSeries {
+    fn new(r: &Registry) -> Self {
+        Self {
+            begun: r.total("seawall_sagas_begun_total", "Writes that were begun."),
+            committed: r.total("seawall_sagas_committed_total", "Writes that every required backend has."),
+            rolled_back: r.total("seawall_sagas_rolled_back_total", "Writes that were undone everywhere."),
+            compensating: r.gauge("seawall_sagas_compensating", "Writes that are being undone."),
+            parked: r.gauge("seawall_sagas_parked", "Writes that wait for a backend that cannot be reached."),
+        }
+    }
+
+    fn record(&mut self, now: &Observation) {
+        self.begun.advance(now.sagas.begun);
+        self.committed.advance(now.sagas.committed);
+        self.rolled_back.advance(now.sagas.rolled_back);
+        set(&self.compensating, now.sagas.compensating);
+        set(&self.parked, now.sagas.parked);
+    }
+}
+
+struct CacheSeries {
+    entries: Gauge,
+    bytes: Gauge,
+    hits: Total,
+    misses: Total,
+    evictions: Total,
+    hit_rate: Gauge,
+}
+
+impl CacheSeries {
+    fn new(r: &Registry) -> Self {
+        Self {
+            entries: r.gauge("seawall_cache_entries", "Entries of the cache, tombstones included."),
+            bytes: r.gauge("seawall_cache_bytes", "Bytes that the entries of the cache take, about."),
+            hits: r.total("seawall_cache_hits_total", "Look-ups in the cache that gave something."),
+            misses: r.total("seawall_cache_misses_total", "Look-ups in the cache that gave nothing."),
+            evictions: r.total("seawall_cache_evictions_total", "Entries of the cache that made room for others."),
+            hit_rate: r.gauge("seawall_cache_hit_rate", "Hits among all look-ups, 0 to 1; 0 without look-ups."),
+        }
+    }
+
+    fn record(&mut self, now: &Observation) {
+        let cache = &now.cache;
+        set(&self.entries, cache.entries as u64);
+        set(&self.bytes, cache.bytes as u64);
+        self.hits.advance(cache.hits);
+        self.misses.advance(cache.misses);
+        self.evictions.advance(cache.evictions);
+        self.hit_rate.set(cache.hit_rate());
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 52 bits are enough for what is shown")]
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(value as f64);
+}
+
+fn age(age: Option<Duration>) -> f64 {
+    age.map_or(f64::NAN, |age| age.as_secs_f64())
+}
