@@ -60,7 +60,7 @@ pub struct Target {
     admit: Admit,
     policy: Mutex<ProbePolicy>,
     /// Held by the task of a probe until the backend has let go of it.
-    single: Arc<Semaphore>,
+    pub(super) single: Arc<Semaphore>,
 }
 
 impl Target {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigProblem;
 
@@ -12,15 +12,11 @@ use crate::config::ConfigProblem;
 pub struct HealthConfig {
     /// The time between the end of a probe and the next one. Also known as `check_interval_seconds`. Default 30 s
     /// (documents 000 and 001), range 10 ms to 1 day.
-    #[serde(
-        alias = "check_interval_seconds",
-        deserialize_with = "time",
-        serialize_with = "humantime_serde::serialize"
-    )]
+    #[serde(alias = "check_interval_seconds", with = "crate::config::seconds")]
     pub interval: Duration,
     /// How long a probe may take; one that takes longer has failed. Also known as `timeout_seconds`. Default 5 s
     /// (documents 000 and 001), more than 0 and at most [`interval`](Self::interval).
-    #[serde(alias = "timeout_seconds", deserialize_with = "time", serialize_with = "humantime_serde::serialize")]
+    #[serde(alias = "timeout_seconds", with = "crate::config::seconds")]
     pub timeout: Duration,
     /// How many probes in a row have to fail before it is an alert. Default 3 (documents 000 and 001), at least 1.
     pub alert_threshold: u32,
@@ -29,13 +25,13 @@ pub struct HealthConfig {
     pub clear_threshold: u32,
     /// How many times slower than its baseline a backend has to be before that is an alert; it clears at half of
     /// the excess (2, for 3). The baseline is the mean over about 100 probes, 50 minutes by default, so what creeps
-    /// up by 2 % and more with every probe is noticed. Default 3, more than 1.
+    /// up by 3 % and more with every probe is noticed. Default 3, more than 1.
     pub slow_factor: f64,
     /// How many probes in a row have to find it so slow. Default 3, at least 1.
     pub slow_threshold: u32,
     /// A backend that answers faster than this is never called slow, whatever its baseline: below, it is noise.
     /// Default 10 ms.
-    #[serde(deserialize_with = "time", serialize_with = "humantime_serde::serialize")]
+    #[serde(with = "crate::config::seconds")]
     pub slow_floor: Duration,
     /// By which part of the interval each wait is shortened or lengthened at random, so that backends are not probed
     /// in lockstep. The first probe comes within this part of an interval. Default 0.1, range 0 to 0.5.
@@ -62,7 +58,7 @@ impl HealthConfig {
     pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
         let mut check = |right: bool, field: &str, problem: &str| {
             if !right {
-                problems.push(ConfigProblem { path: format!("{path}.{field}"), problem: problem.to_owned() });
+                problems.push(ConfigProblem::new(path, field, problem));
             }
         };
         let day = Duration::from_secs(86_400);
@@ -74,19 +70,6 @@ impl HealthConfig {
         check(self.slow_factor.is_finite() && self.slow_factor > 1.0, "slow_factor", "must be a number above 1");
         check(self.slow_threshold > 0, "slow_threshold", "must be at least 1");
         check((0.0..=0.5).contains(&self.jitter), "jitter", "must be 0 to 0.5");
-    }
-}
-
-fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a time like \"30s\" or a number of seconds")]
-    enum Time {
-        Seconds(f64),
-        Text(#[serde(with = "humantime_serde")] Duration),
-    }
-    match Time::deserialize(deserializer)? {
-        Time::Seconds(seconds) => Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom),
-        Time::Text(time) => Ok(time),
     }
 }
 

@@ -64,7 +64,7 @@ fn slow_degradation_is_an_alert_before_anything_fails() {
     }
     let mut raised_at = None;
     while latency < 5_000.0 && raised_at.is_none() {
-        latency *= 1.02;
+        latency *= 1.03;
         let changes = probe(&mut policy, &mut now, Ok(Health::Healthy), Duration::from_secs_f64(latency / 1_000.0));
         raised_at = changes.contains(&AlertChange::Raised(Alert::SlowingDown)).then_some(latency);
     }
@@ -421,7 +421,7 @@ struct Ward {
     setup: Arc<ProberSetup>,
     slot: Slot<ProberMessage>,
     events: Arc<EventBus>,
-    reports: Arc<Mutex<Vec<(BackendName, Result<Health, BackendError>, Duration)>>>,
+    reports: Arc<Mutex<Vec<(BackendName, ProbeReport)>>>,
 }
 
 impl Ward {
@@ -438,9 +438,7 @@ impl Ward {
             slot: slot.clone(),
             tasks: OperationTasks::new(),
             events: Arc::clone(&events),
-            on_health: Arc::new(move |name, report: ProbeReport| {
-                told.lock().unwrap().push((name, report.health, report.latency));
-            }),
+            on_health: Arc::new(move |name, report| told.lock().unwrap().push((name, report))),
         });
         let arguments = Arc::clone(&setup);
         let child = ChildSpec::actor("prober", slot.clone(), move || (Prober, Arc::clone(&arguments)));
@@ -473,8 +471,10 @@ async fn a_backend_is_probed_every_interval_and_everybody_is_told() {
     assert_eq!(gate.settled.lock().unwrap().len(), 120);
     let reports = ward.reports.lock().unwrap().clone();
     assert_eq!(reports.len(), 120);
-    assert!(reports.iter().all(|(name, health, latency)| {
-        name.as_str() == "graph" && *health.as_ref().unwrap() == Health::Healthy && latency.as_millis() == 10
+    assert!(reports.iter().all(|(name, report)| {
+        name.as_str() == "graph"
+            && *report.health.as_ref().unwrap() == Health::Healthy
+            && report.latency.as_millis() == 10
     }));
     let statuses = ward.slot.call(SECOND, ProberMessage::Statuses).await.unwrap();
     assert_eq!(statuses, ward.setup.statuses());
@@ -511,10 +511,7 @@ async fn errors_panics_and_hangs_are_failures_and_the_next_probe_comes_as_always
         assert_eq!(backend.touched() as usize, index + 2);
     }
     tokio::time::sleep(60 * SECOND).await;
-    assert_eq!(
-        *gate.settled.lock().unwrap(),
-        [false, false, false, false, true, true, true][..gate.settled.lock().unwrap().len()]
-    );
+    assert_eq!(gate.settled.lock().unwrap()[..6], [false, false, false, false, true, true]);
     let status = ward.status();
     assert_eq!((status.failures, status.consecutive_failures, status.late), (4, 0, 0));
     let texts: Vec<_> = ward
@@ -522,7 +519,7 @@ async fn errors_panics_and_hangs_are_failures_and_the_next_probe_comes_as_always
         .lock()
         .unwrap()
         .iter()
-        .filter_map(|(_, health, _)| health.clone().err())
+        .filter_map(|(_, report)| report.health.clone().err())
         .map(|error| error.to_string())
         .collect();
     assert!(
@@ -549,7 +546,7 @@ async fn a_store_that_answers_that_it_is_read_only_is_alive() {
     let ward = Ward::start(&[(&backend, &gate)], steady()).await;
     tokio::time::sleep(SECOND).await;
     assert_eq!((ward.status().failures, ward.status().read_only), (0, true));
-    assert_eq!(*ward.reports.lock().unwrap()[0].1.as_ref().unwrap(), Health::ReadOnly);
+    assert_eq!(*ward.reports.lock().unwrap()[0].1.health.as_ref().unwrap(), Health::ReadOnly);
 }
 
 #[tokio::test(start_paused = true)]
@@ -629,6 +626,23 @@ async fn a_result_that_ends_while_nobody_stands_in_the_slot_does_not_stop_the_sc
     ward.slot.fill(actor);
     tokio::time::sleep(40 * SECOND).await;
     assert_eq!(ward.reports.lock().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_probe_blocks_its_thread_no_other_is_begun_and_that_is_a_failure() {
+    let (backend, gate) = (Scripted::new("graph", Act::Answer(Health::Healthy)), Arc::<Gate>::default());
+    let ward = Ward::start(&[(&backend, &gate)], steady()).await;
+    tokio::time::sleep(SECOND).await;
+    // As its task would.
+    let blocked = Arc::clone(&ward.setup.targets[0].single).try_acquire_owned().unwrap();
+    tokio::time::sleep(90 * SECOND).await;
+    assert_eq!((backend.touched(), gate.granted.load(Ordering::Relaxed)), (1, 1));
+    let status = ward.status();
+    assert_eq!((status.consecutive_failures, status.alerts), (3, vec![Alert::ProbesFailing]));
+    assert!(status.last_error.unwrap().contains("blocks its thread"));
+    drop(blocked);
+    tokio::time::sleep(90 * SECOND).await;
+    assert_eq!((backend.touched(), ward.status().alerts), (4, vec![]));
 }
 
 #[tokio::test(start_paused = true)]

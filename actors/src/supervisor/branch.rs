@@ -194,13 +194,6 @@ impl Branch {
         }
     }
 
-    /// The living incarnation of the child of this name.
-    #[cfg(test)]
-    pub(super) fn cell(&self, name: &str) -> Option<ActorCell> {
-        let (branch, index) = self.find(name)?;
-        branch.book().entries[index].cell.clone()
-    }
-
     /// Nobody is started any more.
     pub(super) fn close(&self) {
         self.book().closing = true;

@@ -54,9 +54,7 @@ impl Default for RestartConfig {
 impl RestartConfig {
     /// Adds everything that is wrong with these settings, which stand at `path`.
     pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
-        let mut report = |field: &str, problem: &str| {
-            problems.push(ConfigProblem { path: format!("{path}.{field}"), problem: problem.into() })
-        };
+        let mut report = |field, problem| problems.push(ConfigProblem::new(path, field, problem));
         if self.intensity > 1_000_000 {
             report("intensity", "must be at most 1000000");
         }

@@ -31,7 +31,8 @@ pub enum CallError {
     /// No actor stood there: surely nothing was done.
     #[error("the actor is being restarted")]
     Vacant,
-    /// The actor died before it replied: it may have done the work.
+    /// The actor died before it replied: it may have done the work. Also when it had given the reply port to a
+    /// task that lives on: nobody can tell that from a port that is lost.
     #[error("the actor died before it replied")]
     Died,
     /// No reply came in time: the work may still be done.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use ractor::{Actor, ActorCell, SpawnErr};
+use ractor::{Actor, ActorCell, ActorStatus, SpawnErr};
 
 use super::actor::Supervisor;
 use super::branch::Branch;
@@ -108,6 +108,9 @@ impl ChildSpec {
 
     /// Asks a child of this spec to stop, and kills it when it does not. Gives whether it stopped by itself.
     pub(super) async fn say_farewell(&self, cell: &ActorCell, patience: Duration) -> bool {
+        if cell.get_status() == ActorStatus::Stopped {
+            return true;
+        }
         let asked = match self.farewell {
             Farewell::Stop => {
                 cell.stop(Some(ASKED.to_owned()));

@@ -393,7 +393,7 @@ async fn a_killed_supervisor_comes_back_with_its_children_and_never_two_of_one()
     let (tree, slots, _) = nested(eager(), eager(), no_hook()).await;
     tell(&slots[2], Order::Sleep(60 * SECOND));
     let before = [slots[1].get().unwrap(), slots[2].get().unwrap()];
-    tree.branch.cell("core").unwrap().kill();
+    assert!(tree.kill_child("core") && !tree.kill_child("nobody"));
     until("restart", || tree.status()[1].children.iter().all(|child| child.restarts == 1)).await;
     assert!(before.iter().all(|old| old.get_status() == ractor::ActorStatus::Stopped));
     assert!(echoes(&slots[1]).await && echoes(&slots[2]).await);

@@ -16,7 +16,7 @@ pub type OnEscalation = Arc<dyn Fn(Escalation) + Send + Sync>;
 /// A running tree.
 pub struct Tree {
     pub(super) root: ActorCell,
-    pub(super) branch: Branch,
+    branch: Branch,
 }
 
 impl Tree {
