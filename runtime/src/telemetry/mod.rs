@@ -102,7 +102,6 @@ impl Telemetry {
 
     /// Where the durations of probes of this backend are to be recorded, in seconds. Keep it: looking it up costs
     /// more than recording.
-    #[must_use]
     pub fn probe_duration(&self, backend: &BackendName) -> Histogram {
         self.sampler.series.lock().unwrap_or_else(PoisonError::into_inner).probe_duration(backend)
     }
