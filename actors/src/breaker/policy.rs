@@ -1,5 +1,8 @@
 //! The verdict: a state machine without clock, lock or runtime.
 
+mod explain;
+mod saved;
+
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -7,11 +10,10 @@ use tokio::time::Instant;
 
 use super::config::BreakerConfig;
 use super::history::History;
-use super::report::{Explanation, FailureKind, ProbeReading, Transition};
+use super::report::{FailureKind, Transition};
 use super::rule::Rule;
-use super::store::{FORMAT, SavedBreaker, SavedOverride};
-use super::{BreakerState, Purpose, TransitionCause, word};
-use crate::backend::{BackendError, BackendName};
+use super::{BreakerState, Purpose, TransitionCause};
+use crate::backend::BackendError;
 
 /// The longest wait that is added to a point in time, so that no configuration overflows one: ten years.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
@@ -130,59 +132,6 @@ impl BreakerPolicy {
         }
     }
 
-    /// A breaker that goes on where an earlier process stopped. It waits no longer than configured, and
-    /// half-open becomes open without a wait: the calls that held its places are gone.
-    #[must_use]
-    pub fn restore(config: BreakerConfig, saved: SavedBreaker, now: Instant) -> Self {
-        let mut policy = Self::new(config, now);
-        policy.automatic = match saved.state {
-            BreakerState::Open => {
-                Automatic::Open { until: later(now, saved.remaining_wait.min(policy.config.reset_timeout)) }
-            }
-            BreakerState::HalfOpen => Automatic::Open { until: now },
-            _ => Automatic::Closed,
-        };
-        policy.manual = saved.manual.filter(|manual| manual.state.is_manual()).map(|manual| Manual {
-            state: manual.state,
-            reason: manual.reason,
-            until: manual.remaining.map(|remaining| later(now, remaining)),
-        });
-        policy.generation = saved.generation.min(word::LAST_GENERATION);
-        policy.attempts = saved.attempts;
-        policy.half_open_attempts = saved.half_open_attempts;
-        policy.history.restore(saved.history, now);
-        if policy.state() != BreakerState::Closed {
-            let from = policy.history.last_state().unwrap_or_default();
-            policy.changed(from, TransitionCause::Restored, now);
-        }
-        policy
-    }
-
-    /// What is to be saved.
-    #[must_use]
-    pub fn saved(&self, sequence: u64, now: Instant) -> SavedBreaker {
-        let manual = self.manual.as_ref().map(|manual| SavedOverride {
-            state: manual.state,
-            reason: manual.reason.clone(),
-            remaining: manual.until.map(|until| until.saturating_duration_since(now)),
-        });
-        SavedBreaker {
-            format: FORMAT,
-            sequence,
-            state: self.automatic.state(),
-            generation: self.generation,
-            failure_count: self.failure_count(),
-            remaining_wait: match self.automatic {
-                Automatic::Open { until } => until.saturating_duration_since(now),
-                _ => Duration::ZERO,
-            },
-            attempts: self.attempts,
-            manual,
-            half_open_attempts: self.half_open_attempts,
-            history: self.history.transitions(now),
-        }
-    }
-
     /// The state.
     #[must_use]
     pub fn state(&self) -> BreakerState {
@@ -234,18 +183,6 @@ impl BreakerPolicy {
     #[must_use]
     pub fn excludes(&self, error: &BackendError) -> bool {
         self.config.excludes(error)
-    }
-
-    /// While a wait is running: how soon to save again what is left of it. A process that is killed waits again
-    /// for a thirtieth of the open wait, or 5 s, at most.
-    #[must_use]
-    pub fn save_again_in(&self) -> Option<Duration> {
-        let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(5));
-        match (&self.automatic, &self.manual) {
-            (Automatic::Open { .. }, _) => Some((self.config.reset_timeout / 30).clamp(shortest, longest)),
-            (_, Some(Manual { until: Some(_), .. })) => Some(longest),
-            _ => None,
-        }
     }
 
     /// What has to be told since the last time.
@@ -367,42 +304,6 @@ impl BreakerPolicy {
         &self.history
     }
 
-    /// Why it is in this state.
-    #[must_use]
-    pub fn explain(&self, name: BackendName, now: Instant) -> Explanation {
-        let failures = self.history.failures(now);
-        let opened_on = match self.opened {
-            Some((_, generation)) => failures.iter().filter(|f| f.generation == generation).cloned().collect(),
-            None => Vec::new(),
-        };
-        let (half_open_successes, probes) = match &self.automatic {
-            Automatic::HalfOpen { successes, probes } => (*successes, probes.as_slice()),
-            _ => (0, [].as_slice()),
-        };
-        let reading = |probe: &Probe| ProbeReading {
-            purpose: probe.purpose,
-            remaining: probe.deadline.saturating_duration_since(now),
-        };
-        Explanation {
-            name,
-            state: self.state(),
-            generation: self.generation,
-            since: self.history.since(now),
-            until: match self.state() {
-                BreakerState::HalfOpen => None,
-                _ => self.wake_at().map(|at| at.saturating_duration_since(now)),
-            },
-            cause: self.history.last_cause().cloned(),
-            rules: self.rules.iter().map(Rule::reading).collect(),
-            opened_by: self.opened.as_ref().map(|(cause, _)| cause.clone()),
-            opened_on,
-            failures,
-            probes: probes.iter().map(reading).collect(),
-            half_open_successes,
-            history: self.history.transitions(now),
-        }
-    }
-
     /// The result of a call in the closed state.
     fn observe(&mut self, evidence: Evidence<'_>, now: Instant) {
         let alive = match evidence {
@@ -470,13 +371,6 @@ impl BreakerPolicy {
     fn forget_attempts(&mut self) {
         self.attempts = 0;
         self.half_open_attempts = 0;
-    }
-
-    fn failure_count(&self) -> u32 {
-        match (&self.opened, &self.automatic) {
-            (Some((TransitionCause::ConsecutiveFailures(count), _)), Automatic::Open { .. }) => *count,
-            _ => self.rules.iter().map(Rule::failures).max().unwrap_or(0),
-        }
     }
 }
 

@@ -233,6 +233,11 @@ impl Cache {
         CacheStats { entries: shelf.entries.len(), ..shelf.stats }
     }
 
+    #[cfg(test)]
+    pub(super) fn reads_under_way(&self) -> usize {
+        self.lock().leases.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shelf> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -16,28 +16,28 @@ pub const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct JournalWatch {
     stall: Duration,
-    answered: u64,
+    last: Option<(Instant, JournalProgress)>,
     waited: Duration,
-    seen: Option<Instant>,
 }
 
 impl JournalWatch {
-    /// A watch that calls a journal stalled when it has answered nothing for this long.
+    /// A watch that calls a journal stalled when it has answered nothing for this long, up to one
+    /// [`WATCH_INTERVAL`] late.
     #[must_use]
     pub fn new(stall: Duration) -> Self {
-        Self { stall, answered: 0, waited: Duration::ZERO, seen: None }
+        Self { stall, last: None, waited: Duration::ZERO }
     }
 
     /// Judges the journal, which is this far now. Meant to be asked every [`WATCH_INTERVAL`].
     pub fn observe(&mut self, now: Instant, progress: JournalProgress) -> JournalHealth {
-        let since_last = self.seen.map_or(Duration::ZERO, |seen| now.saturating_duration_since(seen));
-        self.seen = Some(now);
-        if progress.answered != self.answered || progress.submitted == progress.answered {
-            (self.answered, self.waited) = (progress.answered, Duration::ZERO);
-        } else {
-            // A process that was stopped for a minute must not blame its journal, which was stopped as well.
-            self.waited += since_last.min(2 * WATCH_INTERVAL);
-        }
+        let owes = |progress: JournalProgress| progress.submitted > progress.answered;
+        self.waited = match self.last.replace((now, progress)) {
+            Some((then, last)) if owes(last) && owes(progress) && last.answered == progress.answered => {
+                // A process that was stopped for a minute must not blame its journal, which was stopped as well.
+                self.waited + now.saturating_duration_since(then).min(2 * WATCH_INTERVAL)
+            }
+            _ => Duration::ZERO,
+        };
         if progress.failed {
             JournalHealth::Failed
         } else if self.waited >= self.stall {

@@ -170,7 +170,10 @@ impl Door {
         self.plane.tasks.spawn(async move {
             let Some((records, letters)) = change(&plane) else { return answer.give(Ok(false)) };
             let written = appended(plane.journal.append(records)).await;
-            for DeadLetter { operation, version, backend, .. } in letters {
+            for DeadLetter { operation, version, backend, keys, .. } in letters {
+                for key in &keys {
+                    plane.fallback.cache().forget(key);
+                }
                 plane.events.publish(EventKind::DeadLetterRemoved { operation, version, backend, retried });
             }
             plane.work.send_replace(());

@@ -196,6 +196,7 @@ pub struct Ledger {
     finished_order: VecDeque<OperationId>,
     bytes: usize,
     dead: usize,
+    deciding: usize,
     highest: Version,
 }
 
@@ -213,6 +214,7 @@ impl Ledger {
             finished_order: VecDeque::new(),
             bytes: 0,
             dead: 0,
+            deciding: 0,
             highest: Version(0),
         }
     }
@@ -247,6 +249,12 @@ impl Ledger {
     #[must_use]
     pub fn dead(&self) -> usize {
         self.dead
+    }
+
+    /// Entries that are being undone.
+    #[must_use]
+    pub fn compensating(&self) -> usize {
+        self.deciding
     }
 
     /// The highest version that any record named.
@@ -504,6 +512,7 @@ impl Ledger {
             decision.ending = ending;
             return;
         }
+        self.deciding += 1;
         entry.decision = Some(Decision { cause: cause.clone(), ending });
         let states: Vec<(BackendName, LegState)> = entry
             .legs
@@ -520,6 +529,32 @@ impl Ledger {
             .collect();
         for (backend, state) in states {
             self.set(version, &backend, state);
+        }
+    }
+
+    /// Lets go of everything that is owed to a backend that is no longer there.
+    pub fn forget_backend(&mut self, backend: &BackendName) {
+        let versions: Vec<Version> = self.entries.keys().copied().collect();
+        for version in versions {
+            let Some(entry) = self.entries.get(&version) else { continue };
+            let goal = if entry.decision.is_some() { LegState::Undone } else { LegState::Done };
+            if let Some(entry) = self.entries.get_mut(&version)
+                && let Some(leg) = entry.leg_mut(backend)
+            {
+                leg.state = goal;
+            }
+        }
+        self.lanes.remove(backend);
+        self.dead = self
+            .entries
+            .values()
+            .flat_map(|entry| &entry.legs)
+            .filter(|leg| matches!(leg.state, LegState::Dead(_)))
+            .count();
+        let versions: Vec<Version> = self.entries.keys().copied().collect();
+        for version in versions {
+            self.refresh(version);
+            let _ = self.close(version);
         }
     }
 
@@ -735,6 +770,7 @@ impl Ledger {
         let Some(entry) = self.entries.remove(&version) else { return };
         self.bytes -= entry.bytes;
         self.operations.remove(&entry.intent.operation);
+        self.deciding -= usize::from(entry.decision.is_some());
         for leg in &entry.legs {
             if matches!(leg.state, LegState::Dead(_)) {
                 self.dead -= 1;

@@ -11,7 +11,7 @@ use crate::breaker::{OwnedLease as Lease, Purpose};
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Plan, WriteRule};
-use crate::journal::{Ending, Full, Intent, JournalError, JournalRecord, StepResult};
+use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult};
 use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
 use crate::plane::{DataPlane, Store};
 use crate::record::Key;
@@ -110,6 +110,10 @@ impl Operation {
         let rule = plan.write_rule();
         if let WriteRule::Refused { reason } = rule {
             return Err(Refusal::ReadOnly { reason });
+        }
+        if rule != WriteRule::Memory && plan.journal != JournalHealth::Healthy {
+            let retry_after = self.plane.queue_retry_after;
+            return Err(Refusal::JournalUnavailable { reason: plan.reason(), retry_after });
         }
         let admitted = self.admit(&plan, &rule)?;
         self.room(0)?;
@@ -352,6 +356,9 @@ impl Operation {
         let operation = self.write.operation;
         let ending = Ending::RolledBack;
         self.plane.ledger().decide(version, cause, ending);
+        for change in &*self.changes {
+            self.plane.fallback.cache().forget(change.key());
+        }
         let closed = self.plane.ledger().close(version);
         let finished = closed.is_some();
         let record = closed.unwrap_or_else(|| JournalRecord::Decided {

@@ -155,6 +155,19 @@ impl Branch {
         if stopped { &mut report.stopped } else { &mut report.killed }.push(spec.name.clone());
     }
 
+    /// Kills one child; see [`Tree::kill_child`](super::Tree::kill_child).
+    pub(super) fn kill_child(&self, name: &str) -> bool {
+        let Some((branch, index)) = self.find(name) else { return false };
+        let cell = branch.book().entries[index].cell.clone();
+        match cell {
+            Some(cell) if cell.get_status() < ActorStatus::Stopping => {
+                cell.kill();
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn find(&self, name: &str) -> Option<(Self, usize)> {
         if let Some(index) = self.0.children.iter().position(|spec| spec.name == name) {
             return Some((self.clone(), index));

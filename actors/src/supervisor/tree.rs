@@ -56,6 +56,13 @@ impl Tree {
         self.branch.stop_child(name, patience).await
     }
 
+    /// Kills one child, as a rehearsal: it is restarted like one that died by itself. `false` when there is none of
+    /// this name, or it is dead already.
+    #[must_use]
+    pub fn kill_child(&self, name: &str) -> bool {
+        self.branch.kill_child(name)
+    }
+
     /// Stops everybody: the last child first, those under it before it, each within its own timeout and all within
     /// this one; who does not stop is killed. Stopping a stopped tree does nothing.
     pub async fn stop(&self, patience: Duration) -> StopReport {

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::backend::{BackendName, Fence, FencedWrite};
 use crate::breaker::{OwnedLease as Lease, Purpose};
 use crate::event::EventKind;
+use crate::fallback::Access;
 use crate::journal::{JournalRecord, Step, StepResult};
 use crate::plane::{DataPlane, FOREIGN_VERSION, Store};
 use crate::sync::{DrainWindow, LaneStatus, SyncConfig};
@@ -191,7 +192,12 @@ pub(crate) async fn attempt(
         changes: Arc::clone(&step.changes),
     };
     match store.apply(lease, timeout, &write, &plane.versions).await {
-        Ok(_) => StepResult::Done,
+        Ok(_) => {
+            if plane.fallback.plan().load().access(&store.name) == Access::ReadOnly {
+                plane.fallback.write_accepted(store.name.clone());
+            }
+            StepResult::Done
+        }
         Err(error) => {
             if error.kind == crate::backend::ErrorKind::ReadOnly {
                 plane.fallback.write_refused(store.name.clone());

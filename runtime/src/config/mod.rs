@@ -37,6 +37,7 @@ use seawall_actors::breaker::BreakerConfig;
 use seawall_actors::config::ConfigProblem;
 use seawall_actors::fallback::FallbackConfig;
 use seawall_actors::gateway::GatewayConfig;
+use seawall_actors::health::HealthConfig;
 use seawall_actors::journal::QueueConfig;
 use seawall_actors::limits::Limits;
 use seawall_actors::saga::SagaConfig;
@@ -77,6 +78,10 @@ pub struct Config {
     pub sync: SyncConfig,
     /// How often actors are restarted before the runtime gives up.
     pub supervisor: RestartConfig,
+    /// How backends are probed.
+    pub health: HealthConfig,
+    /// How backends are probed.
+    pub health: HealthConfig,
     /// Where the metrics go.
     pub metrics: MetricsConfig,
     /// What differs for single backends, by their names. A backend that is not here is as all are.
@@ -104,6 +109,7 @@ impl Default for Config {
             fallback: FallbackConfig::default(),
             sync: SyncConfig::default(),
             supervisor: RestartConfig::default(),
+            health: HealthConfig::default(),
             metrics: MetricsConfig::default(),
             backends: BTreeMap::new(),
         }
@@ -180,6 +186,7 @@ impl Config {
             fallback: tree.section("fallback", defaults.fallback),
             sync: tree.section("sync", defaults.sync),
             supervisor: tree.section("supervisor", defaults.supervisor),
+            health: tree.section("health", defaults.health),
             metrics: tree.section("metrics", defaults.metrics),
             backends: tree.sections("backends", &["breaker"]),
         };
@@ -203,6 +210,7 @@ impl Config {
             fallback,
             sync,
             supervisor,
+            health,
             metrics,
             backends,
         } = self;
@@ -216,6 +224,7 @@ impl Config {
         fallback.problems("fallback", &mut problems);
         sync.problems("sync", &mut problems);
         supervisor.problems("supervisor", &mut problems);
+        health.problems("health", &mut problems);
         metrics.problems("metrics", &mut problems);
         for (name, backend) in backends {
             // A value that is wrong for all is told once, not once more for everyone who has it from there.
