@@ -80,8 +80,6 @@ pub struct Config {
     pub supervisor: RestartConfig,
     /// How backends are probed.
     pub health: HealthConfig,
-    /// How backends are probed.
-    pub health: HealthConfig,
     /// Where the metrics go.
     pub metrics: MetricsConfig,
     /// What differs for single backends, by their names. A backend that is not here is as all are.
