@@ -4,7 +4,7 @@
 
 use seawall_actors::journal::JournalRecord;
 use seawall_actors::operation::{Change, Version};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 const VERSION: u8 = 1;
@@ -73,12 +73,7 @@ pub(super) fn open_envelope(envelope: &[u8]) -> Result<(u64, JournalRecord), Str
     if version != VERSION {
         return Err(format!("a record has version {version}, which is unknown to this version of Seawall"));
     }
-    let mut decoder = rmp_serde::Deserializer::from_read_ref(encoded);
-    let record =
-        JournalRecord::deserialize(&mut decoder).map_err(|error| format!("a record is unreadable: {error}"))?;
-    if !decoder.get_ref().is_empty() {
-        return Err("a record is followed by more than it should be".into());
-    }
+    let record = rmp_serde::from_slice(encoded).map_err(|error| format!("a record is unreadable: {error}"))?;
     Ok((u64::from_be_bytes(lsn), record))
 }
 

@@ -262,6 +262,8 @@ impl Committer {
                 Ok(())
             }
             Err(reason) => {
+                // Before the answers: whoever gets one finds the journal failed.
+                self.counters.failed.store(true, Ordering::Release);
                 // What was only noted is still true, and is told again after the reopening.
                 self.gathered.add(records.into_iter().filter(|(origin, _)| *origin == Origin::Note));
                 for reply in replies {

@@ -1,6 +1,6 @@
-mod codec;
 mod damage;
 mod failure;
+mod format;
 mod generations;
 mod model;
 
@@ -27,6 +27,24 @@ fn small() -> JournalConfig {
     }
 }
 
+/// A directory in memory where there is one, so that a sync costs nothing.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
 fn opened(dir: &Path, config: &JournalConfig) -> (SledJournal, Vec<JournalRecord>) {
     let (journal, recovered) = SledJournal::open(dir, config.clone(), OnDamage::Refuse).unwrap();
     assert!(recovered.loss.is_empty());
@@ -42,7 +60,7 @@ fn close(journal: SledJournal) {
 }
 
 fn name(text: &str) -> BackendName {
-    BackendName::new(text)
+    BackendName::from(text)
 }
 
 fn operation(version: u64) -> OperationId {

@@ -1,1 +1,151 @@
+//! Generations: rolling, removing, carrying forward.
 
+use std::fs;
+
+use super::*;
+
+fn directories(dir: &Path) -> Vec<u64> {
+    generation::list(dir).unwrap()
+}
+
+/// Waits for what happens behind the answers.
+fn until(mut holds: impl FnMut() -> bool) {
+    let mut rounds = 0;
+    while !holds() {
+        crate::guard::pause(Duration::from_millis(2));
+        rounds += 1;
+        assert!(rounds < 10_000, "it never came to be");
+    }
+}
+
+#[test]
+fn a_generation_goes_when_nothing_in_it_is_needed() {
+    let dir = scratch();
+    let (journal, _) = opened(dir.path(), &small());
+    for version in 1..=100 {
+        append(&journal, vec![intent(version, 10)]).unwrap();
+        append(&journal, vec![done(version, "graph"), done(version, "vector"), closed(version)]).unwrap();
+        assert!(journal.progress().generations <= 3);
+    }
+    assert!(directories(dir.path()).len() <= 3);
+    close(journal);
+    assert_eq!(opened(dir.path(), &small()).1, [closed(98), closed(99), closed(100)]);
+}
+
+#[test]
+fn an_entry_that_never_ends_is_carried_forward() {
+    let dir = scratch();
+    let config = JournalConfig { generation_entries: 20, ..small() };
+    let (journal, _) = opened(dir.path(), &config);
+    let lasting = [reserved(5_000), intent(1, 10), done(1, "graph")];
+    append(&journal, lasting.to_vec()).unwrap();
+    append(&journal, vec![intent(2, 10), closed(2)]).unwrap();
+    for version in 100..500 {
+        append(&journal, vec![intent(version, 10)]).unwrap();
+        append(&journal, vec![closed(version)]).unwrap();
+    }
+    until(|| {
+        journal.note(vec![reserved(1)]);
+        directories(dir.path()).len() <= 6
+    });
+    assert!(directories(dir.path())[0] > 1, "the generation in which it began is gone");
+    close(journal);
+    let mut expected = lasting.to_vec();
+    expected.extend([closed(497), closed(498), closed(499)]);
+    assert_eq!(opened(dir.path(), &config).1, expected, "in the order in which they were appended at first");
+}
+
+#[test]
+fn entries_that_end_while_they_are_carried_do_not_come_back() {
+    let dir = scratch();
+    let config = JournalConfig { generation_entries: 20, outcomes: 0, ..small() };
+    let (journal, _) = opened(dir.path(), &config);
+    for round in 0..60_u64 {
+        let version = round * 10;
+        append(&journal, (0..10).map(|n| intent(version + n, 10)).collect()).unwrap();
+        append(&journal, (1..10).map(|n| closed(version + n)).collect()).unwrap();
+        if let Some(old) = round.checked_sub(7) {
+            append(&journal, vec![closed(old * 10)]).unwrap();
+        }
+    }
+    close(journal);
+    let expected: Vec<_> = (53..60).map(|round| intent(round * 10, 10)).collect();
+    assert_eq!(opened(dir.path(), &config).1, expected);
+}
+
+#[test]
+fn a_journal_of_nothing_but_open_entries_is_not_copied_round_and_round() {
+    let dir = scratch();
+    let (journal, _) = opened(dir.path(), &small());
+    for version in 1..=100 {
+        append(&journal, vec![intent(version, 10)]).unwrap();
+    }
+    let commits = journal.progress().commits;
+    assert_eq!(commits, 100);
+    assert_eq!(journal.progress().generations, 13);
+    close(journal);
+    assert_eq!(opened(dir.path(), &small()).1.len(), 100);
+}
+
+/// Trap 10: the cursor is durable before a generation is unlinked, and what is left below it is no damage.
+#[test]
+fn a_directory_that_a_crash_left_below_the_cursor_is_removed_at_the_next_open() {
+    let dir = scratch();
+    let (journal, _) = opened(dir.path(), &small());
+    append(&journal, vec![intent(1, 1)]).unwrap();
+    close(journal);
+    let leftover = scratch();
+    copy_dir(&dir.path().join("gen-00000000000000000001"), &leftover.path().join("gen"));
+    let (journal, _) = opened(dir.path(), &small());
+    for version in 2..=40 {
+        append(&journal, vec![closed(version - 1), intent(version, 1)]).unwrap();
+    }
+    close(journal);
+    let first = directories(dir.path())[0];
+    assert!(first > 1);
+    // Once whole, once half removed.
+    let back = dir.path().join("gen-00000000000000000001");
+    copy_dir(&leftover.path().join("gen"), &back);
+    let expected = vec![closed(37), closed(38), closed(39), intent(40, 1)];
+    assert_eq!(opened(dir.path(), &small()).1.as_slice(), expected.as_slice());
+    assert!(!back.exists());
+    copy_dir(&leftover.path().join("gen"), &back);
+    fs::remove_file(back.join("db")).unwrap();
+    assert_eq!(opened(dir.path(), &small()).1, expected);
+    assert_eq!(directories(dir.path())[0], first);
+}
+
+/// Trap 10, the other half: a failing unlink loses nothing and does not stop the journal.
+#[test]
+fn a_generation_that_cannot_be_unlinked_stops_nothing() {
+    struct NoRemoval;
+    impl FaultHook for NoRemoval {
+        fn before(&self, step: crate::guard::Step) -> io::Result<()> {
+            if step == crate::guard::Step::Remove { Err(io::Error::other("injected")) } else { Ok(()) }
+        }
+    }
+    let dir = scratch();
+    let hook: Arc<dyn FaultHook> = Arc::new(NoRemoval);
+    let (journal, _) = SledJournal::open_with_faults(dir.path(), small(), OnDamage::Refuse, Some(hook)).unwrap();
+    for version in 1..=40 {
+        append(&journal, vec![intent(version, 1), closed(version)]).unwrap();
+    }
+    assert!(!journal.progress().failed);
+    close(journal);
+    assert_eq!(directories(dir.path())[0], 1);
+    assert_eq!(opened(dir.path(), &small()).1, [closed(38), closed(39), closed(40)]);
+    assert!(directories(dir.path())[0] > 1);
+}
+
+#[test]
+fn generations_roll_by_bytes_too() {
+    let dir = scratch();
+    let config = JournalConfig { generation_entries: usize::MAX, generation_bytes: 2 << 20, ..small() };
+    let (journal, _) = opened(dir.path(), &config);
+    for version in 1..=40 {
+        append(&journal, vec![intent(version, 200_000)]).unwrap();
+    }
+    assert!(journal.progress().generations > 3);
+    close(journal);
+    assert_eq!(opened(dir.path(), &config).1.len(), 40);
+}

@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn what_was_appended_is_there_after_a_reopen_in_order() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let (journal, records) = opened(dir.path(), &small());
     assert_eq!(records, []);
     let history = vec![reserved(1_000), intent(1, 10), intent(2, 10), done(1, "graph"), done(2, "vector")];
@@ -22,7 +22,7 @@ fn what_was_appended_is_there_after_a_reopen_in_order() {
 
 #[test]
 fn a_large_record_is_chunked_and_makes_no_blob_file() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let (journal, _) = opened(dir.path(), &JournalConfig::default());
     let mut history = Vec::new();
     for version in 1..=20 {
@@ -41,7 +41,7 @@ fn a_large_record_is_chunked_and_makes_no_blob_file() {
 
 #[test]
 fn a_note_becomes_durable_without_an_append() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let (journal, _) = opened(dir.path(), &small());
     append(&journal, vec![intent(1, 1)]).unwrap();
     journal.note(vec![done(1, "graph")]);
@@ -54,7 +54,7 @@ fn a_note_becomes_durable_without_an_append() {
 
 #[test]
 fn notes_ride_along_in_the_order_in_which_they_came() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let config = JournalConfig { idle_note_delay: Duration::from_secs(10), ..small() };
     let (journal, _) = opened(dir.path(), &config);
     append(&journal, vec![intent(1, 1)]).unwrap();
@@ -68,7 +68,7 @@ fn notes_ride_along_in_the_order_in_which_they_came() {
 
 #[test]
 fn a_closed_journal_says_so() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let (journal, _) = opened(dir.path(), &small());
     futures::executor::block_on(async {
         let before = journal.append(vec![intent(1, 1)]);
@@ -84,7 +84,7 @@ fn a_closed_journal_says_so() {
 
 #[test]
 fn a_journal_that_is_dropped_keeps_what_was_appended() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let (journal, _) = opened(dir.path(), &small());
     let appended = journal.append(vec![intent(1, 1)]);
     journal.note(vec![done(1, "graph")]);
@@ -95,7 +95,7 @@ fn a_journal_that_is_dropped_keeps_what_was_appended() {
 
 #[test]
 fn many_callers_share_a_commit() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let config = JournalConfig { linger: Duration::from_millis(5), ..JournalConfig::default() };
     let (journal, _) = opened(dir.path(), &config);
     let answers: Vec<_> = (1..=640).map(|version| journal.append(vec![intent(version, 10)])).collect();
@@ -112,7 +112,7 @@ enum Action {
     Drop,
 }
 
-fn record() -> impl Strategy<Value = JournalRecord> {
+fn record() -> impl Strategy<Value = JournalRecord> + Clone {
     let version = 1..24_u64;
     prop_oneof![
         5 => (version.clone(), prop_oneof![9 => 0..200_usize, 1 => 4_000..20_000_usize]).prop_map(|(v, n)| intent(v, n)),
@@ -137,7 +137,7 @@ proptest! {
 
     #[test]
     fn it_keeps_what_a_plain_list_would(actions in proptest::collection::vec(action(), 1..60)) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let config = JournalConfig { generation_entries: 5, ..small() };
         let mut history = Vec::new();
         let mut journal = Some(opened(dir.path(), &config).0);
