@@ -67,8 +67,7 @@ fn the_defaults_can_be_used() {
 
 #[test]
 fn what_is_written_as_toml_is_read_back() {
-    let mut config = Config::default();
-    config.data_dir = "/var/lib/seawall".into();
+    let mut config = Config { data_dir: "/var/lib/seawall".into(), ..Config::default() };
     config.limits.dimension = Some(384);
     config.queue.retry_after = Duration::from_millis(1_500);
     config.breaker.failure_threshold = 7;

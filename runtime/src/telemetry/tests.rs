@@ -201,14 +201,7 @@ async fn exactly_one_state_is_1_whatever_the_state() {
             .map(|(series, _)| series);
         ones.collect::<Vec<_>>()
     };
-    for state in [
-        BreakerState::Closed,
-        BreakerState::Open,
-        BreakerState::HalfOpen,
-        BreakerState::ForcedOpen,
-        BreakerState::ForcedClosed,
-        BreakerState::Disabled,
-    ] {
+    for state in BreakerState::ALL {
         source.change(|now| now.backends[0].breaker.state = state);
         let page = telemetry.render().unwrap();
         let ones = one_hot(&page, "seawall_breaker_state");
