@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
-use crate::start::{Builder, Slots};
+use crate::start::Builder;
 use crate::telemetry::{BackendObservation, Observation, Observe, QueueObservation, SagaObservation, Telemetry};
 
 /// A running Seawall. Stop it with [`shutdown`](Self::shutdown); dropping it is as a crash: what was acknowledged is
@@ -29,7 +29,6 @@ pub struct Runtime {
     pub(crate) gateway: ActorRef<Request>,
     pub(crate) plane: Arc<DataPlane>,
     pub(crate) tree: Tree,
-    pub(crate) slots: Slots,
     pub(crate) cells: Vec<BreakerCell>,
     pub(crate) observed: Arc<Observed>,
     pub(crate) telemetry: Option<Telemetry>,

@@ -213,7 +213,6 @@ impl Builder {
             gateway,
             plane,
             tree,
-            slots,
             cells,
             observed,
             telemetry: Some(telemetry),

@@ -128,15 +128,10 @@ async fn load(name: &BackendName, store: &dyn BreakerStateStore) -> Option<Saved
 
 async fn save(gate: &Gate, store: &dyn BreakerStateStore) -> Result<(), StoreError> {
     let record = gate.record();
-    let generation = record.generation;
     match guarded(store.save(gate.name(), record)).await {
         // A newer record of this process went ahead.
         Err(StoreError::Stale { held }) if !gate.follow(held) => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => {
-            gate.saved(generation);
-            Ok(())
-        }
+        result => result,
     }
 }
 

@@ -13,7 +13,8 @@
 //! event, the watch. So a breaker is open when the report of the last failure returns, events are in order and
 //! without gaps, and none of it needs the actor to be alive. Nor does the end of an open wait: a refused caller
 //! compares the clock with the alarm, 20 ns, and asks the policy when it is due. The actor's timer is for
-//! those who only watch.
+//! those who only watch. (The bus and the watches wake tasks and call nobody back, so a subscriber may call the
+//! breaker.)
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,8 +48,8 @@ struct Core {
     policy: BreakerPolicy,
     /// Of the last record for the store.
     sequence: u64,
-    /// The generation that the store has.
-    saved: u64,
+    /// The generation that the store had at the start.
+    loaded: u64,
     last_failure: Option<Instant>,
     last_success: Option<Instant>,
     /// How many successes there were when `last_success` was set.
@@ -56,13 +57,13 @@ struct Core {
 }
 
 impl Gate {
-    /// A gate over this policy. `sequence` and `saved` are of the record that it was restored from.
+    /// A gate over this policy. `sequence` and `loaded` (its generation) are of the record that it was restored from.
     pub(super) fn new(
         name: BackendName,
         policy: BreakerPolicy,
         bus: Arc<EventBus>,
         sequence: u64,
-        saved: u64,
+        loaded: u64,
         now: Instant,
     ) -> Self {
         let view = BreakerView { state: policy.state(), generation: policy.generation() };
@@ -71,7 +72,7 @@ impl Gate {
             tally: Tally::default(),
             origin: now,
             name,
-            core: Mutex::new(Core { policy, sequence, saved, last_failure: None, last_success: None, successes: 0 }),
+            core: Mutex::new(Core { policy, sequence, loaded, last_failure: None, last_success: None, successes: 0 }),
             bus,
             view: watch::Sender::new(view),
             alarm: watch::Sender::new(None),
@@ -184,12 +185,6 @@ impl Gate {
         core.policy.saved(core.sequence, Instant::now())
     }
 
-    /// The store has the record of this generation.
-    pub(super) fn saved(&self, generation: u64) {
-        let mut core = self.lock();
-        core.saved = core.saved.max(generation);
-    }
-
     /// The store holds a record with this sequence. Gives whether it is one of another process, which the next
     /// record will go over.
     pub(super) fn follow(&self, sequence: u64) -> bool {
@@ -202,7 +197,7 @@ impl Gate {
     /// Whether the store does not know the state, or a wait is running of which it should know what is left.
     pub(super) fn needs_saving(&self) -> bool {
         let core = self.lock();
-        core.saved != core.policy.generation() || core.policy.save_again_in().is_some()
+        core.loaded != core.policy.generation() || core.policy.save_again_in().is_some()
     }
 
     /// How soon to save again, while a wait is running.

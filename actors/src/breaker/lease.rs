@@ -15,6 +15,9 @@ use super::word::Rare;
 use crate::backend::BackendError;
 
 /// What a call is for.
+///
+/// In half-open a call of any purpose may take a place: a backend heals through whichever comes first, also when
+/// nobody but the prober or the drain calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {

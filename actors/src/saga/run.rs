@@ -36,7 +36,12 @@ struct Progress {
     durable: bool,
     /// The caller has a receipt: the write may no longer be rolled back.
     acknowledged: bool,
+    /// It is decided how the write ends: too late for a receipt that says otherwise.
+    concluded: bool,
 }
+
+/// A backend and, if it is tried now, the permission for its first call.
+type Admitted = (Arc<Store>, Option<Lease>);
 
 /// A backend that is tried at once, with what takes the write back there.
 struct Leg {
@@ -90,7 +95,7 @@ impl Operation {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let version = progress.begun?;
         let queues = matches!(progress.rule, Some(WriteRule::Queue | WriteRule::Local));
-        if !(progress.durable && queues) {
+        if !(progress.durable && queues) || progress.concluded {
             return Some(Err(Refusal::Unknown { operation: self.write.operation }));
         }
         progress.acknowledged = true;
@@ -145,7 +150,7 @@ impl Operation {
     }
 
     /// Decides for each required backend whether it is tried now, and takes the permission for its first call.
-    fn admit(&self, plan: &Plan, rule: &WriteRule) -> Result<Vec<(Arc<Store>, Option<Lease>)>, Refusal> {
+    fn admit(&self, plan: &Plan, rule: &WriteRule) -> Result<Vec<Admitted>, Refusal> {
         let mut admitted = Vec::with_capacity(self.plane.stores.len());
         for store in self.plane.required() {
             let owe = plan.leg_rule(&store.name) == LegRule::Owe
@@ -180,7 +185,7 @@ impl Operation {
     async fn prepare(
         &self,
         rule: &WriteRule,
-        admitted: Vec<(Arc<Store>, Option<Lease>)>,
+        admitted: Vec<Admitted>,
     ) -> Result<(Vec<Leg>, Vec<(BackendName, LegEnd)>), Refusal> {
         let alone = admitted.len() == 1;
         let keys: Vec<Key> = self.keys().collect();
@@ -289,13 +294,16 @@ impl Operation {
         hold: Hold<'_>,
     ) -> Result<Receipt, Refusal> {
         let version = intent.version;
-        let acknowledged = self.note_progress(|progress| progress.acknowledged);
+        let acknowledged = self.note_progress(|progress| {
+            progress.concluded = true;
+            progress.acknowledged
+        });
         match verdict(rule, ends, acknowledged) {
             Verdict::Commit => {
                 let closed = self.plane.ledger().close(version);
                 self.plane.note(closed.into_iter().collect());
                 self.plane.sagas.committed();
-                self.remember(version);
+                self.remember(rule, version);
                 Ok(self.receipt(version, Held::Committed))
             }
             Verdict::Owe(owing) => {
@@ -304,7 +312,7 @@ impl Operation {
                 }
                 self.plane.note(done_records(version, ends));
                 self.plane.sagas.queued();
-                self.remember(version);
+                self.remember(rule, version);
                 drop(hold);
                 let held = match rule {
                     WriteRule::Memory => Held::Volatile { owing },
@@ -556,7 +564,7 @@ impl Operation {
     }
 
     /// Tells the cache, and the backends that are only told.
-    fn remember(&self, version: Version) {
+    fn remember(&self, rule: &WriteRule, version: Version) {
         let (cache, now) = (self.plane.fallback.cache(), Instant::now());
         for change in &*self.changes {
             let key = change.key();
@@ -575,7 +583,10 @@ impl Operation {
                 None => cache.invalidate(key, version),
             }
         }
-        self.tell_best_effort(version);
+        // `LOCAL_STORAGE` touches no backend.
+        if *rule != WriteRule::Local {
+            self.tell_best_effort(version);
+        }
     }
 
     /// Tells the write to caches and copies. Nobody waits for them, and what they miss is their loss.

@@ -117,6 +117,22 @@ async fn nothing_is_saved_without_a_transition() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_transition_is_saved_once_and_a_running_wait_now_and_then() {
+    let store = Arc::new(Nasty::default());
+    let process = Process::start(store.clone(), BreakerConfig::default()).await;
+    let asked = store.asked.load(Ordering::SeqCst);
+    process.rig.breaker.force_closed("trial", None);
+    sleep(WAIT * 10).await;
+    assert_eq!(store.asked.load(Ordering::SeqCst) - asked, 1);
+    process.rig.breaker.reset();
+    process.rig.open();
+    sleep(WAIT / 2).await;
+    // Once for both transitions, then every thirtieth of the wait (and the millisecond that timers round up).
+    assert_eq!(store.asked.load(Ordering::SeqCst) - asked, 1 + 1 + 14);
+    process.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn trap_13_an_older_save_never_replaces_a_newer_one() {
     let rig = rig(touchy()).await;
     let mut records = Vec::new();

@@ -58,8 +58,8 @@ impl<I: Index> RecordStore<I> {
         options: GuardOptions,
         index: I,
     ) -> Result<Self, StoreOpenError> {
-        let (owner, table) = Owner::open(dir, kind, options, index)?;
-        Ok(Self { table, writer: Some(Arc::new(Writer::new(owner))) })
+        let owner = Owner::open(dir, kind, options, index)?;
+        Ok(Self { table: owner.table(), writer: Some(Arc::new(Writer::new(owner))) })
     }
 
     /// The records, to be looked at without awaiting.

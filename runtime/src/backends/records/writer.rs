@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -72,7 +73,7 @@ impl<I: Index> Writer<I> {
         }
         queue.waiting.push_back(job);
         if !mem::replace(&mut queue.draining, true) {
-            let draining = Draining(Arc::clone(self));
+            let draining = Draining { writer: Arc::clone(self), finished: false };
             tokio::task::spawn_blocking(move || draining.run());
         }
         Ok(())
@@ -81,41 +82,30 @@ impl<I: Index> Writer<I> {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// The owner. One that panicked half-way is made to read everything again.
-    fn owner(&self) -> MutexGuard<'_, Owner<I>> {
-        self.owner.lock().unwrap_or_else(|poisoned| {
-            self.owner.clear_poison();
-            let mut owner = poisoned.into_inner();
-            owner.fail(BackendError::transient("the store failed and is being reopened").with_code("panicked"));
-            owner
-        })
-    }
 }
 
-/// The right to drain the queue. When it ends early, by a panic or with its runtime, the jobs it leaves are told.
-struct Draining<I: Index>(Arc<Writer<I>>);
+/// The right to drain the queue. When its runtime ends before it ran, the jobs that it leaves are told.
+struct Draining<I: Index> {
+    writer: Arc<Writer<I>>,
+    /// Whether the right was given back, so that another may have it by now.
+    finished: bool,
+}
 
 impl<I: Index> Draining<I> {
-    fn run(self) {
-        let mut owner = self.0.owner();
+    /// Does what waits. A panic costs the work in which it happens, and the database is read again.
+    fn run(mut self) {
+        let writer = Arc::clone(&self.writer);
+        let mut owner = writer.owner.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(work) = self.next() {
-            match work {
-                Work::Group(group) => owner.apply(group),
-                Work::Single(Job::Apply(write, reply)) => owner.apply(vec![(write, reply)]),
-                Work::Single(Job::Probe(reply)) => answer(reply, owner.probe()),
-                Work::Single(Job::Sweep(older_than, reply)) => answer(reply, owner.sweep(older_than)),
-                Work::Single(Job::Close(reply)) => {
-                    owner.disk = Disk::Closed;
-                    answer(reply, Ok(()));
-                }
+            if catch_unwind(AssertUnwindSafe(|| owner.work(work))).is_err() {
+                owner.fail(BackendError::transient("the store panicked and is being reopened").with_code("panicked"));
             }
         }
     }
 
     /// The next work. With none, draining ends in the same step, so that a job that comes later starts it again.
-    fn next(&self) -> Option<Work> {
-        let mut queue = self.0.queue();
+    fn next(&mut self) -> Option<Work> {
+        let mut queue = self.writer.queue();
         let mut group = Vec::new();
         let mut bytes = 0;
         while group.len() < GROUP_WRITES && bytes < GROUP_BYTES {
@@ -134,6 +124,7 @@ impl<I: Index> Draining<I> {
         }
         if group.is_empty() {
             queue.draining = false;
+            self.finished = true;
             return None;
         }
         Some(Work::Group(group))
@@ -142,20 +133,22 @@ impl<I: Index> Draining<I> {
 
 impl<I: Index> Drop for Draining<I> {
     fn drop(&mut self) {
-        let abandoned = {
-            let mut queue = self.0.queue();
-            if !queue.draining {
-                return;
-            }
-            queue.draining = false;
-            mem::take(&mut queue.waiting)
-        };
+        if self.finished {
+            return;
+        }
+        let mut queue = self.writer.queue();
+        queue.draining = false;
+        let abandoned = mem::take(&mut queue.waiting);
+        drop(queue);
         drop(abandoned);
     }
 }
 
+/// Writes that share a commit.
+type Group = Vec<(FencedWrite, Reply<Applied>)>;
+
 enum Work {
-    Group(Vec<(FencedWrite, Reply<Applied>)>),
+    Group(Group),
     Single(Job),
 }
 
@@ -181,42 +174,56 @@ enum Disk {
 }
 
 impl<I: Index> Owner<I> {
-    /// Opens the database and gives the table that it holds.
+    /// Opens the database and reads all of it.
     pub(super) fn open(
         dir: PathBuf,
         kind: &'static str,
         options: GuardOptions,
         index: I,
-    ) -> Result<(Self, Arc<RwLock<Table<I>>>), StoreOpenError> {
+    ) -> Result<Self, StoreOpenError> {
         let (rows, loaded) = Rows::open(&dir, kind, options.clone())?;
         let table = Table::load(index, loaded.records, loaded.newest)
             .map_err(|reason| StoreOpenError::Unfit { dir: dir.clone(), reason })?;
         let table = Arc::new(RwLock::new(table));
-        let owner = Self { dir, kind, options, table: Arc::clone(&table), disk: Disk::Open(rows), failures: 0 };
-        Ok((owner, table))
+        Ok(Self { dir, kind, options, table, disk: Disk::Open(rows), failures: 0 })
     }
 
-    fn apply(&mut self, group: Vec<(FencedWrite, Reply<Applied>)>) {
+    /// The records as they are visible.
+    pub(super) fn table(&self) -> Arc<RwLock<Table<I>>> {
+        Arc::clone(&self.table)
+    }
+
+    fn work(&mut self, work: Work) {
+        match work {
+            Work::Group(group) => self.apply(group),
+            Work::Single(Job::Apply(write, reply)) => self.apply(vec![(write, reply)]),
+            Work::Single(Job::Probe(reply)) => answer(reply, self.probe()),
+            Work::Single(Job::Sweep(older_than, reply)) => answer(reply, self.sweep(older_than)),
+            Work::Single(Job::Close(reply)) => {
+                self.disk = Disk::Closed;
+                answer(reply, Ok(()));
+            }
+        }
+    }
+
+    fn apply(&mut self, group: Group) {
         if let Err(error) = self.ready(Retry::AfterBackoff) {
             group.into_iter().for_each(|(_, reply)| answer(reply, Err(error.clone())));
             return;
         }
-        let (answers, changes) = self.plan(group);
+        let (planned, changes) = self.plan(group.iter().map(|(write, _)| write));
         let written = self.write(changes);
-        for (reply, planned) in answers {
+        for ((_, reply), planned) in group.into_iter().zip(planned) {
             answer(reply, planned.and_then(|applied| written.clone().map(|()| applied)));
         }
     }
 
-    #[allow(clippy::type_complexity)]
-    fn plan(
-        &self,
-        group: Vec<(FencedWrite, Reply<Applied>)>,
-    ) -> (Vec<(Reply<Applied>, Result<Applied, BackendError>)>, Changes) {
+    /// What each write is to be told once the changes are made, and those changes.
+    fn plan<'a>(&self, writes: impl Iterator<Item = &'a FencedWrite>) -> (Vec<Result<Applied, BackendError>>, Changes) {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let mut plan = table.plan();
-        let answers = group.into_iter().map(|(write, reply)| (reply, plan.add(&write))).collect();
-        (answers, plan.into_changes())
+        let planned = writes.map(|write| plan.add(write)).collect();
+        (planned, plan.into_changes())
     }
 
     /// Makes changes durable, then visible. After a failure nobody knows whether they will be there.
