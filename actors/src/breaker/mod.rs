@@ -99,6 +99,10 @@ pub enum BreakerState {
 }
 
 impl BreakerState {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Closed, Self::Open, Self::HalfOpen, Self::ForcedOpen, Self::ForcedClosed, Self::Disabled];
+
     /// Its name, as in metrics and saved records.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -23,6 +23,8 @@ pub(super) const ALIASES: &[(&str, &str, &str)] = &[
     ("breaker", "timeout_seconds", "reset_timeout"),
     ("breaker", "excluded_exceptions", "excluded_errors"),
     ("fallback", "mode", "mode_when_degraded"),
+    ("health", "check_interval_seconds", "interval"),
+    ("health", "timeout_seconds", "timeout"),
     ("queue", "max_queue_size", "max_entries"),
     ("saga", "timeout_seconds", "timeout"),
     ("sync", "drain_batch_size", "batch"),

@@ -43,6 +43,9 @@ fn the_defaults_are_the_figures_of_the_documents() {
         ("/saga/timeout", json!("30s"), "document 000"),
         ("/saga/max_retries", json!(3), "document 000"),
         ("/saga/rollback_timeout", json!("10s"), "document 000"),
+        ("/health/interval", json!("30s"), "documents 000 and 001"),
+        ("/health/timeout", json!("5s"), "documents 000 and 001"),
+        ("/health/alert_threshold", json!(3), "documents 000 and 001"),
         ("/sync/batch", json!(100), "documents 000 and 001"),
         ("/queue/max_entries", json!(10_000), "documents 000 and 001"),
         ("/fallback/cache/max_size", json!(1_000), "documents 000 and 001"),
@@ -64,8 +67,7 @@ fn the_defaults_can_be_used() {
 
 #[test]
 fn what_is_written_as_toml_is_read_back() {
-    let mut config = Config::default();
-    config.data_dir = "/var/lib/seawall".into();
+    let mut config = Config { data_dir: "/var/lib/seawall".into(), ..Config::default() };
     config.limits.dimension = Some(384);
     config.queue.retry_after = Duration::from_millis(1_500);
     config.breaker.failure_threshold = 7;
@@ -341,9 +343,11 @@ fn a_page_that_others_can_reach_must_be_asked_for() {
 
 #[test]
 fn values_that_do_not_go_together_are_told() {
-    let text =
-        "[queue]\nmax_entries = 50\nmax_bytes = 1_048_576\n[saga]\ntimeout = 5\n[limits]\nwrite_bytes = 2_000_000";
-    assert_eq!(paths(Config::from_toml(text)), ["limits.write_bytes", "saga.step_timeout", "sync.batch"]);
+    let text = "[queue]\nmax_entries = 50\nmax_bytes = 1_048_576\n[saga]\ntimeout = 5\n[health]\ninterval = 3\n[limits]\nwrite_bytes = 2_000_000";
+    assert_eq!(
+        paths(Config::from_toml(text)),
+        ["health.timeout", "limits.write_bytes", "saga.step_timeout", "sync.batch"]
+    );
 }
 
 #[test]

@@ -22,7 +22,7 @@
 //! ```
 //!
 //! Rows are numbered without gaps over all generations. A row is at most 4 KiB and has a header with its own number
-//! and a checksum ([`row`]). Small records share a row; a large one takes several, in one batch. Each record carries
+//! and a checksum. Small records share a row; a large one takes several, in one batch. Each record carries
 //! its place in the log, which it keeps when it is copied: sorting by place, and dropping what is there twice, gives
 //! the order in which records were appended, whatever was copied where and when.
 //!

@@ -12,6 +12,7 @@
 mod observation;
 mod observer;
 mod page;
+mod registry;
 mod series;
 mod settings;
 #[cfg(test)]
@@ -30,7 +31,8 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use observer::Observer;
-use series::{Registry, Series};
+use registry::Registry;
+use series::Series;
 
 pub use observation::{BackendObservation, Observation, Observe, QueueObservation, SagaObservation};
 pub use settings::MetricsConfig;

@@ -11,7 +11,7 @@ use seawall_actors::fallback::{DegradationLevel, Mode};
 use seawall_actors::journal::JournalHealth;
 use tracing::{debug, error, info, warn};
 
-use super::series::Registry;
+use super::registry::Registry;
 
 /// Counts and logs what happens.
 pub(super) struct Observer {

@@ -3,120 +3,16 @@
 //! Handles are resolved once per series, for a look-up by labels costs ten times what setting the value does.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
-use metrics_exporter_prometheus::PrometheusRecorder;
+use metrics::{Gauge, Histogram};
 use seawall_actors::backend::BackendName;
 use seawall_actors::breaker::BreakerState;
 use seawall_actors::fallback::{DegradationLevel, Mode};
 use seawall_actors::journal::JournalHealth;
 
 use super::observation::{BackendObservation, Observation};
-
-const METADATA: Metadata<'static> = Metadata::new("seawall", Level::INFO, None);
-
-/// Where series are registered.
-#[derive(Clone)]
-pub(super) struct Registry {
-    /// A recorder of this runtime alone; else whichever the service has installed for the process.
-    recorder: Option<Arc<PrometheusRecorder>>,
-    labels: Vec<Label>,
-}
-
-impl Registry {
-    pub(super) fn new(recorder: Option<Arc<PrometheusRecorder>>, runtime: Option<&str>) -> Self {
-        let labels = runtime.map(|runtime| Label::new("runtime", runtime.to_owned()));
-        Self { recorder, labels: labels.into_iter().collect() }
-    }
-
-    /// The same, with one label more on every series.
-    pub(super) fn with(&self, name: &'static str, value: impl Into<metrics::SharedString>) -> Self {
-        let mut labels = self.labels.clone();
-        labels.push(Label::new(name, value));
-        Self { recorder: self.recorder.clone(), labels }
-    }
-
-    pub(super) fn counter(&self, name: &'static str, help: &'static str) -> Counter {
-        self.register(name, |recorder, key| {
-            recorder.describe_counter(name.into(), None, help.into());
-            recorder.register_counter(key, &METADATA)
-        })
-    }
-
-    fn total(&self, name: &'static str, help: &'static str) -> Total {
-        Total { counter: self.counter(name, help), counted: 0 }
-    }
-
-    pub(super) fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
-        self.register(name, |recorder, key| {
-            recorder.describe_gauge(name.into(), None, help.into());
-            recorder.register_gauge(key, &METADATA)
-        })
-    }
-
-    pub(super) fn histogram(&self, name: &'static str, help: &'static str) -> Histogram {
-        self.register(name, |recorder, key| {
-            recorder.describe_histogram(name.into(), None, help.into());
-            recorder.register_histogram(key, &METADATA)
-        })
-    }
-
-    fn register<T>(&self, name: &'static str, register: impl FnOnce(&dyn Recorder, &Key) -> T) -> T {
-        let key = Key::from_parts(name, self.labels.clone());
-        match &self.recorder {
-            Some(recorder) => register(recorder.as_ref(), &key),
-            None => metrics::with_recorder(|recorder| register(recorder, &key)),
-        }
-    }
-
-    fn one_hot<T: Copy + PartialEq>(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        label: &'static str,
-        values: &[(T, &'static str)],
-    ) -> OneHot<T> {
-        OneHot(values.iter().map(|(value, text)| (*value, self.with(label, *text).gauge(name, help))).collect())
-    }
-}
-
-/// A counter that follows a number which counts from the start of the runtime.
-///
-/// It is moved by what has come since, not set to the number: a recorder of the service may outlive the runtime,
-/// or serve two, and then counts on.
-struct Total {
-    counter: Counter,
-    counted: u64,
-}
-
-impl Total {
-    fn advance(&mut self, now: u64) {
-        self.counter.increment(now.saturating_sub(self.counted));
-        self.counted = self.counted.max(now);
-    }
-}
-
-/// A state as one gauge per value, of which exactly one is 1.
-struct OneHot<T>(Vec<(T, Gauge)>);
-
-impl<T: Copy + PartialEq> OneHot<T> {
-    fn set(&self, now: T) {
-        for (value, gauge) in &self.0 {
-            gauge.set(if *value == now { 1.0 } else { 0.0 });
-        }
-    }
-}
-
-const BREAKER_STATES: [BreakerState; 6] = [
-    BreakerState::Closed,
-    BreakerState::Open,
-    BreakerState::HalfOpen,
-    BreakerState::ForcedOpen,
-    BreakerState::ForcedClosed,
-    BreakerState::Disabled,
-];
+use super::registry::{OneHot, Registry, Total};
 
 const JOURNAL_HEALTH: [(JournalHealth, &str); 3] =
     [(JournalHealth::Healthy, "healthy"), (JournalHealth::Failed, "failed"), (JournalHealth::Stalled, "stalled")];
@@ -228,7 +124,7 @@ impl BackendSeries {
                 "seawall_breaker_state",
                 "1 for the state that the breaker is in, 0 for the others.",
                 "state",
-                &BREAKER_STATES.map(|state| (state, state.as_str())),
+                &BreakerState::ALL.map(|state| (state, state.as_str())),
             ),
             total: r.total(
                 "seawall_breaker_requests_total",

@@ -201,14 +201,7 @@ async fn exactly_one_state_is_1_whatever_the_state() {
             .map(|(series, _)| series);
         ones.collect::<Vec<_>>()
     };
-    for state in [
-        BreakerState::Closed,
-        BreakerState::Open,
-        BreakerState::HalfOpen,
-        BreakerState::ForcedOpen,
-        BreakerState::ForcedClosed,
-        BreakerState::Disabled,
-    ] {
+    for state in BreakerState::ALL {
         source.change(|now| now.backends[0].breaker.state = state);
         let page = telemetry.render().unwrap();
         let ones = one_hot(&page, "seawall_breaker_state");
@@ -522,4 +515,19 @@ async fn the_state_is_sampled_without_anybody_asking() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let page = telemetry.sampler.page.as_ref().unwrap().render();
     assert_samples(&page, &[("seawall_queue_entries", 99.0)]);
+}
+
+#[tokio::test]
+async fn a_recorder_of_the_service_counts_on_when_the_runtime_starts_anew() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    for total in [100.0, 200.0] {
+        let bus = EventBus::new();
+        let source = Source::new(observation());
+        let telemetry = Telemetry::start(&MetricsConfig::default(), source, bus.subscribe()).await.unwrap();
+        assert_eq!(telemetry.render(), None);
+        telemetry.stop().await;
+        let page = recorder.handle().render();
+        assert_samples(&page, &[("seawall_breaker_requests_total{backend=\"graph\"}", total)]);
+    }
 }
