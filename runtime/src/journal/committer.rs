@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use seawall_actors::journal::JournalError;
@@ -132,7 +133,8 @@ pub(super) struct Committer {
     next_row: u64,
     next_lsn: u64,
     gathered: Gathered,
-    carrying: bool,
+    /// The thread that reads the oldest generation back, while it does.
+    carrying: Option<JoinHandle<()>>,
     /// The oldest generation cannot be read back: it stays until the next open judges it.
     stuck: bool,
     closing: Option<oneshot::Sender<()>>,
@@ -162,7 +164,7 @@ impl Committer {
             next_row,
             next_lsn,
             gathered: Gathered::default(),
-            carrying: false,
+            carrying: None,
             stuck: false,
             closing: None,
         };
@@ -212,7 +214,7 @@ impl Committer {
                 self.gathered.urgent = true;
             }
             Command::CarryEnded(result) => {
-                self.carrying = false;
+                self.end_carrying();
                 if let Err(reason) = result {
                     self.stuck = true;
                     tracing::error!(reason, "the oldest generation of the journal cannot be read and is kept");
@@ -375,15 +377,27 @@ impl Committer {
         loop {
             match reclaim::next(&self.generations, &self.index) {
                 Reclaim::Remove => self.remove_oldest()?,
-                Reclaim::Carry if !self.carrying && !self.stuck => {
+                Reclaim::Carry if self.carrying.is_none() && !self.stuck => {
                     let rows = self.generations[0].first..self.generations[1].first;
                     let wanted = self.index.places(Some(rows.start));
-                    self.carrying = true;
-                    reclaim::read_back(&self.dir, rows, &self.settings.guard, wanted, &self.own);
+                    match reclaim::read_back(&self.dir, rows, &self.settings.guard, wanted, &self.own) {
+                        Ok(thread) => self.carrying = Some(thread),
+                        Err(error) => {
+                            tracing::warn!(%error, "the oldest generation of the journal is not read back yet")
+                        }
+                    }
                     return Ok(());
                 }
                 Reclaim::Carry | Reclaim::Nothing => return Ok(()),
             }
+        }
+    }
+
+    fn end_carrying(&mut self) {
+        if let Some(thread) = self.carrying.take()
+            && thread.join().is_err()
+        {
+            self.stuck = true;
         }
     }
 
@@ -482,6 +496,7 @@ impl Committer {
                 tracing::error!(reason, "the journal failed while it was closed");
             }
         }
+        self.end_carrying();
         drop(self.db.take());
         drop(self.lock);
         if let Some(closing) = self.closing {
