@@ -22,7 +22,7 @@
 //! ```
 //!
 //! Rows are numbered without gaps over all generations. A row is at most 4 KiB and has a header with its own number
-//! and a checksum ([`row`]). Small records share a row; a large one takes several, in one batch. Each record carries
+//! and a checksum (`row.rs`). Small records share a row; a large one takes several, in one batch. Each record carries
 //! its place in the log, which it keeps when it is copied: sorting by place, and dropping what is there twice, gives
 //! the order in which records were appended, whatever was copied where and when.
 //!
@@ -75,6 +75,7 @@
 mod codec;
 mod committer;
 mod generation;
+mod inbox;
 mod index;
 mod mark;
 mod reclaim;
@@ -98,7 +99,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use self::codec::Encoded;
-use self::committer::{Command, Committer, Reply};
+use self::committer::Committer;
+use self::inbox::{Command, Reply};
 use crate::guard::{FaultHook, GuardOptions, OpenError};
 
 /// How the journal uses the disk. The defaults were measured; there is seldom a reason to change them.

@@ -8,8 +8,8 @@ use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 use super::codec::Encoded;
-use super::committer::Command;
 use super::generation::{self, Generation};
+use super::inbox::Command;
 use super::index::Index;
 use crate::guard::GuardOptions;
 
