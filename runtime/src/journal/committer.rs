@@ -295,7 +295,7 @@ impl Committer {
                 Reclaim::Remove => self.remove_oldest()?,
                 Reclaim::Carry if self.carrying.is_none() && !self.stuck => {
                     let rows = self.generations[0].first..self.generations[1].first;
-                    let wanted = self.index.places(Some(rows.start));
+                    let wanted = self.index.places(rows.start);
                     match reclaim::read_back(&self.dir, rows, &self.settings.guard, wanted, &self.own) {
                         Ok(thread) => self.carrying = Some(thread),
                         Err(error) => {

@@ -234,7 +234,8 @@ pub struct SledJournal {
 }
 
 impl SledJournal {
-    /// Opens the journal in this directory, or creates both. Blocks, for about a second per million records.
+    /// Opens the journal in this directory, or creates both. Blocks, for about 3 s per million
+    /// open entries.
     ///
     /// # Errors
     /// See [`JournalOpenError`].
