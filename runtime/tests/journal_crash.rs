@@ -1,6 +1,7 @@
 //! A process that appends is killed at any moment; what it was answered is there, in order, and nothing else is.
 //!
 //! `SEAWALL_KILLS` sets how often (default 10).
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};

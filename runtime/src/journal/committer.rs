@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use seawall_actors::journal::JournalError;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 
 use super::codec::{Encoded, Meaning};
 use super::generation::{self, Generation};
+use super::inbox::{Command, Gathered, Origin};
 use super::index::Index;
 use super::mark::{Mark, MarkFile};
 use super::reclaim::{self, Reclaim};
@@ -21,97 +23,12 @@ use super::row::Packer;
 use super::{Counters, Settings};
 use crate::guard::{GuardedDb, Step, sync_dir};
 
-/// Bytes of records that one commit gathers, unless a single append has more.
-const COMMIT_BYTES: usize = 4 << 20;
 /// How old the mark on the disk may become.
 const MARK_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(5);
 /// With nothing to do, nothing has to happen; the thread just looks whether that is so.
 const IDLE: Duration = Duration::from_secs(3600);
-
-/// What the thread is asked to do.
-pub(super) enum Command {
-    Append(Vec<Encoded>, Reply),
-    Note(Vec<Encoded>),
-    /// Records of the oldest generation, read back to be carried forward.
-    Carried(Vec<(u64, Encoded)>),
-    /// The oldest generation is read, or could not be.
-    CarryEnded(Result<(), String>),
-    Close(oneshot::Sender<()>),
-}
-
-/// The answer to one append. Dropped without one, it says what is then true.
-pub(super) struct Reply {
-    sender: Option<oneshot::Sender<Result<(), JournalError>>>,
-    counters: Arc<Counters>,
-}
-
-impl Reply {
-    pub(super) fn new(sender: oneshot::Sender<Result<(), JournalError>>, counters: Arc<Counters>) -> Self {
-        Self { sender: Some(sender), counters }
-    }
-
-    pub(super) fn answer(mut self, answer: Result<(), JournalError>) {
-        self.send(answer);
-    }
-
-    fn send(&mut self, answer: Result<(), JournalError>) {
-        if let Some(sender) = self.sender.take() {
-            self.counters.answered.fetch_add(1, Ordering::Relaxed);
-            // Whoever asked may have gone.
-            let _ = sender.send(answer);
-        }
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        let answer = if std::thread::panicking() {
-            JournalError::Failed("the committer panicked".into())
-        } else {
-            JournalError::Closed
-        };
-        self.send(Err(answer));
-    }
-}
-
-/// Where a record of a commit comes from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    Append,
-    Note,
-    Carried(u64),
-}
-
-/// What one commit will hold.
-#[derive(Default)]
-struct Gathered {
-    records: Vec<(Origin, Encoded)>,
-    replies: Vec<Reply>,
-    bytes: usize,
-    /// Whether somebody waits for it.
-    urgent: bool,
-    since: Option<Instant>,
-}
-
-impl Gathered {
-    fn add(&mut self, records: impl IntoIterator<Item = (Origin, Encoded)>) {
-        let before = self.bytes;
-        for record in records {
-            self.bytes += record.1.bytes.len();
-            self.records.push(record);
-        }
-        if self.bytes > before {
-            self.since.get_or_insert_with(Instant::now);
-        }
-        self.urgent |= self.bytes >= COMMIT_BYTES;
-    }
-
-    fn is_full(&self, max_batch: usize) -> bool {
-        self.replies.len() >= max_batch.max(1) || self.bytes >= COMMIT_BYTES
-    }
-}
 
 /// The state of the thread.
 pub(super) struct Committer {
@@ -132,7 +49,8 @@ pub(super) struct Committer {
     next_row: u64,
     next_lsn: u64,
     gathered: Gathered,
-    carrying: bool,
+    /// The thread that reads the oldest generation back, while it does.
+    carrying: Option<JoinHandle<()>>,
     /// The oldest generation cannot be read back: it stays until the next open judges it.
     stuck: bool,
     closing: Option<oneshot::Sender<()>>,
@@ -162,7 +80,7 @@ impl Committer {
             next_row,
             next_lsn,
             gathered: Gathered::default(),
-            carrying: false,
+            carrying: None,
             stuck: false,
             closing: None,
         };
@@ -212,7 +130,7 @@ impl Committer {
                 self.gathered.urgent = true;
             }
             Command::CarryEnded(result) => {
-                self.carrying = false;
+                self.end_carrying();
                 if let Err(reason) = result {
                     self.stuck = true;
                     tracing::error!(reason, "the oldest generation of the journal cannot be read and is kept");
@@ -375,15 +293,27 @@ impl Committer {
         loop {
             match reclaim::next(&self.generations, &self.index) {
                 Reclaim::Remove => self.remove_oldest()?,
-                Reclaim::Carry if !self.carrying && !self.stuck => {
+                Reclaim::Carry if self.carrying.is_none() && !self.stuck => {
                     let rows = self.generations[0].first..self.generations[1].first;
-                    let wanted = self.index.places(Some(rows.start));
-                    self.carrying = true;
-                    reclaim::read_back(&self.dir, rows, &self.settings.guard, wanted, &self.own);
+                    let wanted = self.index.places(rows.start);
+                    match reclaim::read_back(&self.dir, rows, &self.settings.guard, wanted, &self.own) {
+                        Ok(thread) => self.carrying = Some(thread),
+                        Err(error) => {
+                            tracing::warn!(%error, "the oldest generation of the journal is not read back yet")
+                        }
+                    }
                     return Ok(());
                 }
                 Reclaim::Carry | Reclaim::Nothing => return Ok(()),
             }
+        }
+    }
+
+    fn end_carrying(&mut self) {
+        if let Some(thread) = self.carrying.take()
+            && thread.join().is_err()
+        {
+            self.stuck = true;
         }
     }
 
@@ -482,6 +412,7 @@ impl Committer {
                 tracing::error!(reason, "the journal failed while it was closed");
             }
         }
+        self.end_carrying();
         drop(self.db.take());
         drop(self.lock);
         if let Some(closing) = self.closing {

@@ -112,13 +112,13 @@ impl Index {
         self.needed.values().sum()
     }
 
-    /// The places in the log of the needed records, in this generation or in all.
-    pub(super) fn places(&self, generation: Option<u64>) -> HashSet<u64> {
+    /// The places in the log of the needed records of a generation.
+    pub(super) fn places(&self, generation: u64) -> HashSet<u64> {
         let live = self.live.values().flatten();
         let reserved = self.reserved.as_ref().map(|(_, place)| place);
         live.chain(self.closed.values())
             .chain(reserved)
-            .filter(|place| generation.is_none_or(|generation| place.generation == generation))
+            .filter(|place| place.generation == generation)
             .map(|place| place.lsn)
             .collect()
     }

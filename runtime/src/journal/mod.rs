@@ -22,7 +22,7 @@
 //! ```
 //!
 //! Rows are numbered without gaps over all generations. A row is at most 4 KiB and has a header with its own number
-//! and a checksum. Small records share a row; a large one takes several, in one batch. Each record carries
+//! and a checksum (`row.rs`). Small records share a row; a large one takes several, in one batch. Each record carries
 //! its place in the log, which it keeps when it is copied: sorting by place, and dropping what is there twice, gives
 //! the order in which records were appended, whatever was copied where and when.
 //!
@@ -75,6 +75,7 @@
 mod codec;
 mod committer;
 mod generation;
+mod inbox;
 mod index;
 mod mark;
 mod reclaim;
@@ -93,13 +94,13 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use seawall_actors::config::{ConfigProblem, check_range};
 use seawall_actors::journal::{Appended, Journal, JournalError, JournalProgress, JournalRecord, LossReport};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use self::codec::Encoded;
-use self::committer::{Command, Committer, Reply};
+use self::committer::Committer;
+use self::inbox::{Command, Reply};
 use crate::guard::{FaultHook, GuardOptions, OpenError};
 
 /// How the journal uses the disk. The defaults were measured; there is seldom a reason to change them.
@@ -112,17 +113,17 @@ pub struct JournalConfig {
     pub generation_bytes: u64,
     /// How long a commit waits for more appends to share its sync. Default 20 µs, range 0 to 10 ms; 100 µs is
     /// already slower.
-    #[serde(with = "seawall_actors::config::seconds")]
+    #[serde(with = "humantime_serde")]
     pub linger: Duration,
     /// Appends that share a commit at the most. Default 256, range 1 to 65 536.
     pub max_batch: usize,
     /// How long a note waits for an append to ride along with. Default 50 ms, range 1 ms to 10 s.
-    #[serde(with = "seawall_actors::config::seconds")]
+    #[serde(with = "humantime_serde")]
     pub idle_note_delay: Duration,
     /// Bytes of pages that sled keeps in memory. Default 8 MiB, range 1 MiB to 1 GiB.
     pub cache_bytes: u64,
     /// How long an open waits for another process to let go of the journal. Default 2 s, range 0 to 1 min.
-    #[serde(with = "seawall_actors::config::seconds")]
+    #[serde(with = "humantime_serde")]
     pub lock_patience: Duration,
     /// Finished operations whose outcome is kept: [`QueueConfig::outcomes`](seawall_actors::journal::QueueConfig),
     /// set by whoever opens the journal. Default 10 000.
@@ -142,20 +143,6 @@ impl Default for JournalConfig {
             lock_patience: Duration::from_secs(2),
             outcomes: 10_000,
         }
-    }
-}
-
-impl JournalConfig {
-    /// Adds everything that is wrong with these values, under this path.
-    pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
-        let (ms, minute) = (Duration::from_millis(1), Duration::from_secs(60));
-        check_range(path, "generation_entries", self.generation_entries, 1..=10_000_000, problems);
-        check_range(path, "generation_bytes", self.generation_bytes, 1 << 20..=16 << 30, problems);
-        check_range(path, "linger", self.linger, Duration::ZERO..=10 * ms, problems);
-        check_range(path, "max_batch", self.max_batch, 1..=65_536, problems);
-        check_range(path, "idle_note_delay", self.idle_note_delay, ms..=10_000 * ms, problems);
-        check_range(path, "cache_bytes", self.cache_bytes, 1 << 20..=1 << 30, problems);
-        check_range(path, "lock_patience", self.lock_patience, Duration::ZERO..=minute, problems);
     }
 }
 
@@ -247,7 +234,8 @@ pub struct SledJournal {
 }
 
 impl SledJournal {
-    /// Opens the journal in this directory, or creates both. Blocks, for about a second per million records.
+    /// Opens the journal in this directory, or creates both. Blocks, for about 3 s per million
+    /// open entries.
     ///
     /// # Errors
     /// See [`JournalOpenError`].

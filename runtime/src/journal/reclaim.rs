@@ -1,13 +1,15 @@
 //! Giving space back: which generation can go, and reading back what is still needed of it.
 
 use std::collections::HashSet;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
 
 use super::codec::Encoded;
-use super::committer::Command;
 use super::generation::{self, Generation};
+use super::inbox::Command;
 use super::index::Index;
 use crate::guard::GuardOptions;
 
@@ -42,23 +44,23 @@ pub(super) fn next(generations: &[Generation], index: &Index) -> Reclaim {
 }
 
 /// Reads records of a generation on a thread of its own, and sends them to the committer, which goes on meanwhile.
+///
+/// # Errors
+/// When there is no thread to be had.
 pub(super) fn read_back(
     dir: &Path,
     rows: Range<u64>,
     options: &GuardOptions,
     wanted: HashSet<u64>,
     to: &Sender<Command>,
-) {
-    let (dir, options, sender) = (dir.to_owned(), options.clone(), to.clone());
+) -> io::Result<JoinHandle<()>> {
+    let (dir, options, to) = (dir.to_owned(), options.clone(), to.clone());
     let reader = move || {
-        let result = send_wanted(&dir, rows, &options, wanted, &sender);
+        let result = send_wanted(&dir, rows, &options, wanted, &to);
         // Nobody listens any more when the journal was closed meanwhile.
-        let _ = sender.send(Command::CarryEnded(result));
+        let _ = to.send(Command::CarryEnded(result));
     };
-    let spawned = std::thread::Builder::new().name("seawall-journal-carry".into()).spawn(reader);
-    if let Err(error) = spawned {
-        let _ = to.send(Command::CarryEnded(Err(error.to_string())));
-    }
+    std::thread::Builder::new().name("seawall-journal-carry".into()).spawn(reader)
 }
 
 fn send_wanted(

@@ -218,8 +218,7 @@ fn settle(survey: &mut Survey, outcomes: usize) -> (Index, u64) {
         index.add(*lsn, *generation, Meaning::of(record));
     }
     let next_lsn = survivors.last().map_or(0, |last| last.lsn + 1);
-    let needed = index.places(None);
-    survivors.retain(|survivor| needed.contains(&survivor.lsn));
+    survivors.retain(|Survivor { lsn, generation, record }| index.is_needed_in(*generation, *lsn, Meaning::of(record)));
     (index, next_lsn)
 }
 

@@ -139,3 +139,47 @@ fn what_could_not_be_read_back_is_refused_at_the_door() {
     close(journal);
     assert_eq!(opened(dir.path(), &small()).1, [intent(2, 1)]);
 }
+
+/// Writes down every step.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<Step>>);
+
+impl FaultHook for Recorder {
+    fn before(&self, step: Step) -> io::Result<()> {
+        self.0.lock().unwrap().push(step);
+        Ok(())
+    }
+}
+
+#[test]
+fn an_answer_comes_after_the_sync_and_the_mark() {
+    let dir = scratch();
+    let recorder = Arc::new(Recorder::default());
+    let hook: Arc<dyn FaultHook> = recorder.clone();
+    let (journal, _) = SledJournal::open_with_faults(dir.path(), small(), OnDamage::Refuse, Some(hook)).unwrap();
+    let commit = [Step::Apply, Step::Flush, Step::Sync, Step::Mark];
+    recorder.0.lock().unwrap().clear();
+    append(&journal, vec![intent(1, 1)]).unwrap();
+    let steps = std::mem::take(&mut *recorder.0.lock().unwrap());
+    assert_eq!(steps, [&commit[..], &[Step::MarkSync]].concat(), "the first answer out of a generation");
+    append(&journal, vec![intent(2, 1)]).unwrap();
+    assert_eq!(std::mem::take(&mut *recorder.0.lock().unwrap())[..4], commit);
+    close(journal);
+}
+
+/// Trap 10: the cursor is on the disk before anything is unlinked.
+#[test]
+fn a_generation_is_unlinked_after_the_mark_is_synced() {
+    let dir = scratch();
+    let recorder = Arc::new(Recorder::default());
+    let hook: Arc<dyn FaultHook> = recorder.clone();
+    let (journal, _) = SledJournal::open_with_faults(dir.path(), small(), OnDamage::Refuse, Some(hook)).unwrap();
+    for version in 1..=40 {
+        append(&journal, vec![intent(version, 1), closed(version)]).unwrap();
+    }
+    close(journal);
+    let steps = recorder.0.lock().unwrap();
+    let removals: Vec<_> = (0..steps.len()).filter(|at| steps[*at] == Step::Remove).collect();
+    assert!(removals.len() >= 5);
+    assert!(removals.iter().all(|at| steps[at - 2..*at] == [Step::Mark, Step::MarkSync]));
+}

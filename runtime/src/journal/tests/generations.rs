@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::*;
+use crate::guard::Step;
 
 fn directories(dir: &Path) -> Vec<u64> {
     generation::list(dir).unwrap()
@@ -118,14 +119,8 @@ fn a_directory_that_a_crash_left_below_the_cursor_is_removed_at_the_next_open() 
 /// Trap 10, the other half: a failing unlink loses nothing and does not stop the journal.
 #[test]
 fn a_generation_that_cannot_be_unlinked_stops_nothing() {
-    struct NoRemoval;
-    impl FaultHook for NoRemoval {
-        fn before(&self, step: crate::guard::Step) -> io::Result<()> {
-            if step == crate::guard::Step::Remove { Err(io::Error::other("injected")) } else { Ok(()) }
-        }
-    }
     let dir = scratch();
-    let hook: Arc<dyn FaultHook> = Arc::new(NoRemoval);
+    let hook: Arc<dyn FaultHook> = Arc::new(Never(Step::Remove));
     let (journal, _) = SledJournal::open_with_faults(dir.path(), small(), OnDamage::Refuse, Some(hook)).unwrap();
     for version in 1..=40 {
         append(&journal, vec![intent(version, 1), closed(version)]).unwrap();
@@ -135,6 +130,36 @@ fn a_generation_that_cannot_be_unlinked_stops_nothing() {
     assert_eq!(directories(dir.path())[0], 1);
     assert_eq!(opened(dir.path(), &small()).1, [closed(38), closed(39), closed(40)]);
     assert!(directories(dir.path())[0] > 1);
+}
+
+/// Fails one kind of step, always.
+struct Never(Step);
+
+impl FaultHook for Never {
+    fn before(&self, step: Step) -> io::Result<()> {
+        if step == self.0 { Err(io::Error::other("injected")) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn a_generation_that_cannot_be_read_back_is_kept() {
+    let dir = scratch();
+    close(opened(dir.path(), &small()).0);
+    let opened_blind = |dir: &Path| {
+        // Nothing is there to be read yet, so the open itself does not fail.
+        fs::remove_dir_all(generation::path(dir, 1)).unwrap();
+        let hook: Arc<dyn FaultHook> = Arc::new(Never(Step::Read));
+        SledJournal::open_with_faults(dir, small(), OnDamage::Refuse, Some(hook)).unwrap().0
+    };
+    let journal = opened_blind(dir.path());
+    append(&journal, vec![intent(1, 1)]).unwrap();
+    for version in 2..=100 {
+        append(&journal, vec![intent(version, 1), closed(version)]).unwrap();
+    }
+    assert!(!journal.progress().failed);
+    close(journal);
+    assert_eq!(directories(dir.path())[0], 1);
+    assert_eq!(opened(dir.path(), &small()).1, [intent(1, 1), closed(98), closed(99), closed(100)]);
 }
 
 #[test]
