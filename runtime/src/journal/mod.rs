@@ -94,6 +94,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use seawall_actors::config::{ConfigProblem, check_range};
 use seawall_actors::journal::{Appended, Journal, JournalError, JournalProgress, JournalRecord, LossReport};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -129,6 +130,20 @@ pub struct JournalConfig {
     /// set by whoever opens the journal. Default 10 000.
     #[serde(skip)]
     pub outcomes: usize,
+}
+
+impl JournalConfig {
+    /// Adds everything that is wrong with these values, under this path.
+    pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
+        let (ms, minute) = (Duration::from_millis(1), Duration::from_secs(60));
+        check_range(path, "generation_entries", self.generation_entries, 1..=10_000_000, problems);
+        check_range(path, "generation_bytes", self.generation_bytes, 1 << 20..=16 << 30, problems);
+        check_range(path, "linger", self.linger, Duration::ZERO..=10 * ms, problems);
+        check_range(path, "max_batch", self.max_batch, 1..=65_536, problems);
+        check_range(path, "idle_note_delay", self.idle_note_delay, ms..=10_000 * ms, problems);
+        check_range(path, "cache_bytes", self.cache_bytes, 1 << 20..=1 << 30, problems);
+        check_range(path, "lock_patience", self.lock_patience, Duration::ZERO..=minute, problems);
+    }
 }
 
 impl Default for JournalConfig {

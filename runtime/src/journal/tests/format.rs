@@ -40,7 +40,7 @@ fn every_variant() -> Vec<JournalRecord> {
             undo: vec![(name("graph"), Arc::from([Change::Put(record), Change::Delete { key: Key::new("merge") }]))],
         })),
         JournalRecord::Done { version, backend: backend.clone() },
-        JournalRecord::Decided { version, cause: name("vector"), reason: "no room".into() },
+        JournalRecord::Decided { version, cause: name("vector"), reason: "no room".into(), ending: Ending::RolledBack },
         JournalRecord::Undone { version, backend: backend.clone() },
         JournalRecord::DeadLetter { version, backend: backend.clone(), reason: "refused".into() },
         JournalRecord::Revived { version, backend },
