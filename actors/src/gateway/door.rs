@@ -13,13 +13,13 @@ use super::read::Reader;
 use crate::backend::BackendName;
 use crate::error::Refusal;
 use crate::event::EventKind;
-use crate::journal::{DeadLetter, JournalHealth, JournalRecord};
+use crate::journal::{DeadLetter, JournalHealth, JournalRecord, appended};
 use crate::operation::{
     BackendStatus, Found, OperationId, Outcome, Receipt, Retrieved, Search, Status, Traversal, Write,
 };
 use crate::plane::DataPlane;
 use crate::record::Key;
-use crate::saga::{Operation, SagaConfig, appended};
+use crate::saga::{Operation, SagaConfig};
 
 /// Checks requests and starts their tasks; shared by the actor and the handles.
 pub struct Door {

@@ -11,7 +11,7 @@ use crate::breaker::{OwnedLease as Lease, Purpose};
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Plan, WriteRule};
-use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult};
+use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult, appended};
 use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
 use crate::plane::{DataPlane, Store};
 use crate::record::Key;
@@ -623,11 +623,6 @@ impl Operation {
     fn note_progress<T>(&self, change: impl FnOnce(&mut Progress) -> T) -> T {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
-}
-
-/// Waits for an append. A journal that went away without an answer failed.
-pub(crate) async fn appended(append: crate::journal::Appended) -> Result<(), JournalError> {
-    append.await.unwrap_or_else(|_| Err(JournalError::Failed("no answer".to_owned())))
 }
 
 /// What restores each key to what was read.

@@ -74,6 +74,7 @@ impl Lane {
                 Pause::Until(until) => Some(until),
             };
             tokio::select! {
+                biased;
                 _ = work.changed(), if until.is_none() => {}
                 _ = plans.changed() => {}
                 _ = breaker.changed() => {}
