@@ -160,8 +160,9 @@ impl Builder {
         self.check()?;
         let config = self.config.clone();
         let events = Arc::new(EventBus::new());
+        let on_disk = self.journal.is_none();
         let (journal, found) = self.open_journal(&events).await?;
-        let states = self.open_states().await?;
+        let states = self.open_states(on_disk).await?;
         let fresh = found.is_empty();
         let ledger = self.read_back(found)?;
         let recovered = ledger.len();
@@ -259,8 +260,8 @@ impl Builder {
         Ok((Arc::new(journal), recovered.records))
     }
 
-    async fn open_states(&mut self) -> Result<Option<Arc<dyn BreakerStateStore>>, StartError> {
-        if self.states.is_some() || self.journal.is_some() {
+    async fn open_states(&mut self, on_disk: bool) -> Result<Option<Arc<dyn BreakerStateStore>>, StartError> {
+        if self.states.is_some() || !on_disk {
             return Ok(self.states.take());
         }
         let dir = self.config.data_dir.join("breakers");
