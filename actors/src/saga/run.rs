@@ -55,11 +55,15 @@ struct Leg {
 struct Hold<'a> {
     plane: &'a DataPlane,
     version: Version,
+    /// No backend was touched, and the entry is not known to be durable: nobody may finish it.
+    untouched: bool,
 }
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        if self.plane.ledger().release(self.version) {
+        if self.untouched {
+            self.plane.ledger().abandon(self.version);
+        } else if self.plane.ledger().release(self.version) {
             self.plane.work.send_replace(());
         }
     }
@@ -244,7 +248,8 @@ impl Operation {
             let now: Vec<BackendName> = legs.iter().map(|leg| leg.store.name.clone()).collect();
             self.plane.ledger().begin(&intent, &now, false);
         }
-        let hold = Hold { plane: &self.plane, version };
+        let strict = write_first && self.config.durability == Durability::Strict;
+        let mut hold = Hold { plane: &self.plane, version, untouched: strict };
         self.note_progress(|progress| (progress.begun, progress.rule) = (Some(version), Some(rule.clone())));
         self.plane.sagas.begun();
 
@@ -256,8 +261,9 @@ impl Operation {
         };
         let until = Instant::now() + self.config.timeout;
         let may_roll_back = rule == WriteRule::Through;
-        if write_first && self.config.durability == Durability::Strict {
+        if strict {
             self.make_durable(&intent).await?;
+            hold.untouched = false;
             ends.extend(self.run_legs(&mut legs, &write, until, may_roll_back).await);
         } else if write_first {
             let (durable, done) =
