@@ -60,8 +60,10 @@ struct Entry {
     decision: Option<Decision>,
     /// It would survive a crash.
     durable: bool,
-    /// A saga works on it. Until it lets go, the drain leaves the entry alone and readers do not see it.
+    /// A saga works on it. Until it lets go, the drain leaves the entry alone.
     held: bool,
+    /// Its caller has a receipt, so readers see it. Without one they do not until the saga lets go.
+    acknowledged: bool,
     bytes: usize,
 }
 
@@ -293,15 +295,15 @@ impl Ledger {
         })
     }
 
-    /// What is known of a key beyond what the backends hold. Entries that a saga still works on are not
-    /// acknowledged yet, and not shown.
+    /// What is known of a key beyond what the backends hold. Entries that are not acknowledged yet are not shown;
+    /// those that are being undone are, as what was there before.
     #[must_use]
     pub fn overlay(&self, key: &Key) -> Option<Overlay> {
         let mut changes = Vec::new();
         let mut settled = false;
         for version in self.chain(key) {
             let entry = &self.entries[&version];
-            if entry.held {
+            if !entry.acknowledged && entry.decision.is_none() {
                 continue;
             }
             let source = match &entry.decision {
@@ -476,11 +478,18 @@ impl Ledger {
         }
     }
 
+    /// The caller has a receipt, though the saga goes on: readers see the entry from here on.
+    pub fn acknowledge(&mut self, version: Version) {
+        if let Some(entry) = self.entries.get_mut(&version) {
+            entry.acknowledged = true;
+        }
+    }
+
     /// The saga lets go of its entry: what is not finished is the drain's from here on, and readers see it. Says
     /// whether anything is left.
     pub fn release(&mut self, version: Version) -> bool {
         let Some(entry) = self.entries.get_mut(&version) else { return false };
-        entry.held = false;
+        (entry.held, entry.acknowledged) = (false, true);
         let undo = entry.decision.is_some();
         for leg in &mut entry.legs {
             if leg.state == LegState::InFlight {
@@ -762,14 +771,17 @@ impl Ledger {
         for backend in &intent.owes {
             self.lanes.entry(backend.clone()).or_default().owed += 1;
         }
-        self.entries.insert(version, Entry { intent, legs, decision: None, durable, held, bytes });
+        self.entries.insert(version, Entry { intent, legs, decision: None, durable, held, acknowledged: !held, bytes });
         self.refresh(version);
     }
 
     fn remove(&mut self, version: Version) {
         let Some(entry) = self.entries.remove(&version) else { return };
         self.bytes -= entry.bytes;
-        self.operations.remove(&entry.intent.operation);
+        // A later try of the same operation may have taken the place.
+        if self.operations.get(&entry.intent.operation) == Some(&version) {
+            self.operations.remove(&entry.intent.operation);
+        }
         self.deciding -= usize::from(entry.decision.is_some());
         for leg in &entry.legs {
             if matches!(leg.state, LegState::Dead(_)) {
