@@ -65,11 +65,18 @@ impl Ledger {
         }
     }
 
+    /// The caller has a receipt, though the saga goes on: readers see the entry from here on.
+    pub fn acknowledge(&mut self, version: Version) {
+        if let Some(entry) = self.entries.get_mut(&version) {
+            entry.acknowledged = true;
+        }
+    }
+
     /// The saga lets go of its entry: what is not finished is the drain's from here on, and readers see it. Says
     /// whether anything is left.
     pub fn release(&mut self, version: Version) -> bool {
         let Some(entry) = self.entries.get_mut(&version) else { return false };
-        entry.held = false;
+        (entry.held, entry.acknowledged) = (false, true);
         let undo = entry.decision.is_some();
         for leg in &mut entry.legs {
             if leg.state == LegState::InFlight {
@@ -215,14 +222,17 @@ impl Ledger {
         for backend in &intent.owes {
             self.lanes.entry(backend.clone()).or_default().owed += 1;
         }
-        self.entries.insert(version, Entry { intent, legs, decision: None, durable, held, bytes });
+        self.entries.insert(version, Entry { intent, legs, decision: None, durable, held, acknowledged: !held, bytes });
         self.refresh(version);
     }
 
     fn remove(&mut self, version: Version) {
         let Some(entry) = self.entries.remove(&version) else { return };
         self.bytes -= entry.bytes;
-        self.operations.remove(&entry.intent.operation);
+        // A later try of the same operation may have taken the place.
+        if self.operations.get(&entry.intent.operation) == Some(&version) {
+            self.operations.remove(&entry.intent.operation);
+        }
         self.deciding -= usize::from(entry.decision.is_some());
         for leg in &entry.legs {
             if matches!(leg.state, LegState::Dead(_)) {

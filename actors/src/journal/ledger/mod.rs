@@ -72,8 +72,10 @@ struct Entry {
     decision: Option<Decision>,
     /// It would survive a crash.
     durable: bool,
-    /// A saga works on it. Until it lets go, the drain leaves the entry alone and readers do not see it.
+    /// A saga works on it. Until it lets go, the drain leaves the entry alone.
     held: bool,
+    /// Its caller has a receipt, so readers see it. Without one they do not until the saga lets go.
+    acknowledged: bool,
     bytes: usize,
 }
 

@@ -37,15 +37,15 @@ impl Overlay {
 }
 
 impl Ledger {
-    /// What is known of a key beyond what the backends hold. Entries that a saga still works on are not
-    /// acknowledged yet, and not shown.
+    /// What is known of a key beyond what the backends hold. Entries that are not acknowledged yet are not shown;
+    /// those that are being undone are, as what was there before.
     #[must_use]
     pub fn overlay(&self, key: &Key) -> Option<Overlay> {
         let mut changes = Vec::new();
         let mut settled = false;
         for version in self.chain(key) {
             let entry = &self.entries[&version];
-            if entry.held {
+            if !entry.acknowledged && entry.decision.is_none() {
                 continue;
             }
             let source = match &entry.decision {
