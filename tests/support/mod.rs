@@ -9,7 +9,7 @@ mod native;
 
 pub use disk::Disk;
 pub use history::History;
-pub use native::{Native, Seen};
+pub use native::{Named, Native, Seen};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -109,3 +109,36 @@ impl Drop for Begun {
         }
     }
 }
+
+/// A store under another name.
+pub struct Named<B> {
+    pub name: &'static str,
+    pub inner: B,
+}
+
+#[async_trait]
+impl<B: Backend> Backend for Named<B> {
+    fn name(&self) -> BackendName {
+        self.name.into()
+    }
+
+    async fn apply(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
+        self.inner.apply(write).await
+    }
+
+    async fn read(&self, keys: &[Key]) -> Result<Vec<Option<Stored>>, BackendError> {
+        self.inner.read(keys).await
+    }
+
+    async fn probe(&self) -> Result<Health, BackendError> {
+        self.inner.probe().await
+    }
+
+    async fn newest_version(&self) -> Result<Version, BackendError> {
+        self.inner.newest_version().await
+    }
+
+    fn transactions(&self) -> Option<&dyn Transactions> {
+        self.inner.transactions()
+    }
+}
