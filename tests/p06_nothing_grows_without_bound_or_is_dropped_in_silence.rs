@@ -233,7 +233,10 @@ async fn what_is_wrong_is_refused_at_the_door_and_no_store_hears_of_it() {
         (Write::delete(""), InvalidInput::EmptyKey),
         (Write::update(long.as_str(), properties("n", 1)), InvalidInput::KeyTooLong { bytes: 17, limit: 16 }),
         (Write::store(record("a", 1).with_relation("to", "")), InvalidInput::EmptyKey),
-        (Write::store(record("a", 1).with_relation("to", long.as_str())), InvalidInput::KeyTooLong { bytes: 17, limit: 16 }),
+        (
+            Write::store(record("a", 1).with_relation("to", long.as_str())),
+            InvalidInput::KeyTooLong { bytes: 17, limit: 16 },
+        ),
         (Write::store(nameless), InvalidInput::EmptyRelationKind),
         (empty, InvalidInput::EmptyBatch),
         (batch(&["a", "b", "c", "d"]), InvalidInput::BatchTooLong { changes: 4, limit: 3 }),
@@ -292,7 +295,10 @@ async fn what_is_just_within_the_limits_is_taken() {
     let rig = Rig::with(Config { limits, ..Config::default() }).await;
     let most = [record("kkkk", 1).with_embedding(vec![f32::MAX, f32::MIN_POSITIVE]), record("öö", 1)];
     rig.handle().store_batch(most).await.expect("is stored");
-    let nothing = Write { changes: vec![Change::Merge { key: "a".into(), properties: Default::default() }], ..Write::delete("a") };
+    let nothing = Write {
+        changes: vec![Change::Merge { key: "a".into(), properties: Default::default() }],
+        ..Write::delete("a")
+    };
     rig.handle().write(nothing).await.expect("an update of nothing makes a record");
     assert_eq!(rig.both("a").await, Some(Record::new("a")));
 }

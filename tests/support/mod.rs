@@ -15,9 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seawall::backend::{Backend, Stored};
-use seawall::backends::{
-    Fault, Faults, FaultyBackend, GraphBackend, GraphConfig, Ops, VectorBackend, VectorConfig,
-};
+use seawall::backends::{Fault, Faults, FaultyBackend, GraphBackend, GraphConfig, Ops, VectorBackend, VectorConfig};
 use seawall::breaker::{BreakerHandle, BreakerState, MemoryStateStore};
 use seawall::config::Config;
 use seawall::fallback::Mode;
@@ -154,9 +152,13 @@ impl Rig {
     pub async fn shut(&self, site: &Site) {
         self.breaker(site).force_open("a test", None);
         let control = self.runtime().control();
-        let lost = || control.fallback().backends.iter().any(|(name, access)| {
-            name.as_str() == site.name && *access == seawall::fallback::Access::None
-        });
+        let lost = || {
+            control
+                .fallback()
+                .backends
+                .iter()
+                .any(|(name, access)| name.as_str() == site.name && *access == seawall::fallback::Access::None)
+        };
         until("the level follows the breaker", lost).await;
     }
 
@@ -166,9 +168,13 @@ impl Rig {
         let closed = || self.breaker(site).view().state == BreakerState::Closed;
         until("the breaker closes", closed).await;
         let control = self.runtime().control();
-        let back = || control.fallback().backends.iter().any(|(name, access)| {
-            name.as_str() == site.name && *access == seawall::fallback::Access::ReadWrite
-        });
+        let back = || {
+            control
+                .fallback()
+                .backends
+                .iter()
+                .any(|(name, access)| name.as_str() == site.name && *access == seawall::fallback::Access::ReadWrite)
+        };
         until("the level follows the breaker", back).await;
     }
 
