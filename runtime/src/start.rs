@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -160,8 +160,8 @@ impl Builder {
         self.check()?;
         let config = self.config.clone();
         let events = Arc::new(EventBus::new());
-        let (journal, found) = self.open_journal(&events).await?;
         let states = self.open_states().await?;
+        let (journal, found) = self.open_journal(&events).await?;
         let fresh = found.is_empty();
         let ledger = self.read_back(found)?;
         let recovered = ledger.len();
@@ -189,7 +189,8 @@ impl Builder {
             tasks,
         ));
         let sync = SyncArguments::writes(Arc::clone(&plane), Arc::new(config.sync.clone()));
-        let prober = prober(&plane, &config, &slots);
+        let durations = Arc::default();
+        let prober = prober(&plane, &config, &slots, Arc::clone(&durations));
         let (failed, failure) = watch::channel(None);
         let door = Arc::new(Door::new(Arc::clone(&plane), Arc::new(config.saga.clone()), config.gateway.clone()));
         let closing = Arc::clone(&door);
@@ -205,6 +206,10 @@ impl Builder {
 
         let observed = Arc::new(Observed { plane: Arc::clone(&plane), sync, prober, door: Arc::clone(&door) });
         let telemetry = Telemetry::start(&config.metrics, Arc::clone(&observed) as _, events.subscribe()).await?;
+        let names = plane.stores.iter().map(|store| store.name.clone());
+        let histograms = names.map(|name| (name.clone(), telemetry.probe_duration(&name))).collect();
+        // Set once, here.
+        let _ = durations.set(histograms);
         let heralds = plane.stores.iter().map(|store| herald(store, &plane, &slots)).collect();
         events.publish(EventKind::Started { recovered });
         Ok(Runtime {
@@ -314,6 +319,9 @@ impl Builder {
     }
 }
 
+/// Where the durations of probes are recorded, as soon as telemetry has started.
+type Durations = OnceLock<HashMap<BackendName, metrics::Histogram>>;
+
 /// Where the actors stand.
 #[derive(Clone, Default)]
 pub(crate) struct Slots {
@@ -364,7 +372,7 @@ fn facts(store: &Store) -> BackendFacts {
     BackendFacts { name: store.name.clone(), role: store.role, capabilities: store.capabilities, access }
 }
 
-fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots) -> Arc<ProberSetup> {
+fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots, durations: Arc<Durations>) -> Arc<ProberSetup> {
     let target = |store: &Arc<Store>| {
         let gate = Arc::clone(store.breaker.gate());
         let admit = move || match gate.try_acquire_owned(Purpose::Probe) {
@@ -383,6 +391,9 @@ fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots) -> Arc<ProberS
         tasks: plane.tasks.clone(),
         events: Arc::clone(&plane.events),
         on_health: Arc::new(move |backend, report| {
+            if let Some(histogram) = durations.get().and_then(|all| all.get(&backend)) {
+                histogram.record(report.latency);
+            }
             if let Ok(health) = report.health {
                 fallback.probe_reported(backend, health);
             }

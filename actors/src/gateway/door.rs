@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 use super::GatewayConfig;
 use super::answer::{Answer, Port};
@@ -12,13 +13,13 @@ use super::read::Reader;
 use crate::backend::BackendName;
 use crate::error::Refusal;
 use crate::event::EventKind;
-use crate::journal::{DeadLetter, JournalHealth, JournalRecord};
+use crate::journal::{DeadLetter, JournalHealth, JournalRecord, appended};
 use crate::operation::{
     BackendStatus, Found, OperationId, Outcome, Receipt, Retrieved, Search, Status, Traversal, Write,
 };
 use crate::plane::DataPlane;
 use crate::record::Key;
-use crate::saga::{Operation, SagaConfig, appended};
+use crate::saga::{Operation, SagaConfig};
 
 /// Checks requests and starts their tasks; shared by the actor and the handles.
 pub struct Door {
@@ -56,30 +57,37 @@ impl Door {
             Err(refusal) => return answer.give(Err(refusal)),
         };
         let deadline = Instant::now() + write.timeout.unwrap_or(self.config.write_timeout);
+        let span = tracing::debug_span!("write", operation = %write.operation, changes = write.changes.len());
         let operation = Operation::new(Arc::clone(&self.plane), Arc::clone(&self.saga), write);
-        self.plane.tasks.spawn(async move {
+        let work = async move {
             operation.perform(deadline, |result| answer.give(result)).await;
             drop(permit);
-        });
+        };
+        self.plane.tasks.spawn(work.instrument(span));
     }
 
     pub(super) fn retrieve(&self, key: Key, port: Port<Retrieved>) {
         let checked = self.plane.limits.check_key(&key).map_err(Refusal::from);
-        self.read(checked, port, async move |reader: Reader| reader.retrieve(&key).await);
+        self.read(checked, port, "retrieve", async move |reader: Reader| reader.retrieve(&key).await);
     }
 
     pub(super) fn search(&self, search: Search, port: Port<Found>) {
         let checked = self.plane.limits.check_search(&search).map_err(Refusal::from);
-        self.read(checked, port, async move |reader: Reader| reader.search(&search).await);
+        self.read(checked, port, "search", async move |reader: Reader| reader.search(&search).await);
     }
 
     pub(super) fn traverse(&self, traversal: Traversal, port: Port<Found>) {
         let checked = self.plane.limits.check_traversal(&traversal).map_err(Refusal::from);
-        self.read(checked, port, async move |reader: Reader| reader.traverse(&traversal).await);
+        self.read(checked, port, "traverse", async move |reader: Reader| reader.traverse(&traversal).await);
     }
 
-    fn read<T, F>(&self, checked: Result<(), Refusal>, port: Port<T>, read: impl FnOnce(Reader) -> F)
-    where
+    fn read<T, F>(
+        &self,
+        checked: Result<(), Refusal>,
+        port: Port<T>,
+        what: &'static str,
+        read: impl FnOnce(Reader) -> F,
+    ) where
         T: Send + 'static,
         F: Future<Output = Result<T, Refusal>> + Send + 'static,
     {
@@ -90,10 +98,11 @@ impl Door {
         };
         let deadline = Instant::now() + self.config.read_timeout;
         let work = read(Reader::new(Arc::clone(&self.plane), deadline));
-        self.plane.tasks.spawn(async move {
+        let work = async move {
             answer.give(timeout_at(deadline, work).await.unwrap_or(Err(Refusal::DeadlineExceeded)));
             drop(permit);
-        });
+        };
+        self.plane.tasks.spawn(work.instrument(tracing::debug_span!("read", what)));
     }
 
     /// What became of an operation.

@@ -30,7 +30,6 @@ mod run;
 pub use actor::{SagaArguments, SagaCoordinator};
 pub use policy::{Failure, LegEnd, Verdict, verdict};
 pub use run::Operation;
-pub(crate) use run::appended;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -11,7 +11,7 @@ use crate::breaker::{OwnedLease as Lease, Purpose};
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Plan, WriteRule};
-use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult};
+use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult, appended};
 use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
 use crate::plane::{DataPlane, Store};
 use crate::record::Key;
@@ -51,15 +51,20 @@ struct Leg {
     undo: Option<Arc<[Change]>>,
 }
 
-/// The saga's hold on its entry in the ledger. When it goes, also by a panic, the drain may finish what is left.
+/// The saga's hold on its entry in the ledger. When it goes, also by a panic, the drain may finish what is left; an
+/// entry that no backend has seen and that is not written down is gone with it.
 struct Hold<'a> {
     plane: &'a DataPlane,
     version: Version,
+    /// A backend may have seen the write, or the journal has it.
+    begun: bool,
 }
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        if self.plane.ledger().release(self.version) {
+        if !self.begun {
+            self.plane.ledger().abandon(self.version);
+        } else if self.plane.ledger().release(self.version) {
             self.plane.work.send_replace(());
         }
     }
@@ -99,7 +104,9 @@ impl Operation {
             return Some(Err(Refusal::Unknown { operation: self.write.operation }));
         }
         progress.acknowledged = true;
-        let owing = match self.plane.ledger().outcome(self.write.operation) {
+        let mut ledger = self.plane.ledger();
+        ledger.acknowledge(version);
+        let owing = match ledger.outcome(self.write.operation) {
             Outcome::Pending { owing, .. } => owing,
             _ => Vec::new(),
         };
@@ -244,7 +251,8 @@ impl Operation {
             let now: Vec<BackendName> = legs.iter().map(|leg| leg.store.name.clone()).collect();
             self.plane.ledger().begin(&intent, &now, false);
         }
-        let hold = Hold { plane: &self.plane, version };
+        let strict = write_first && self.config.durability == Durability::Strict;
+        let mut hold = Hold { plane: &self.plane, version, begun: !strict };
         self.note_progress(|progress| (progress.begun, progress.rule) = (Some(version), Some(rule.clone())));
         self.plane.sagas.begun();
 
@@ -256,16 +264,21 @@ impl Operation {
         };
         let until = Instant::now() + self.config.timeout;
         let may_roll_back = rule == WriteRule::Through;
-        if write_first && self.config.durability == Durability::Strict {
+        if strict {
             self.make_durable(&intent).await?;
+            hold.begun = true;
             ends.extend(self.run_legs(&mut legs, &write, until, may_roll_back).await);
         } else if write_first {
             let (durable, done) =
                 tokio::join!(self.make_durable(&intent), self.run_legs(&mut legs, &write, until, may_roll_back));
             ends.extend(done);
-            // In every backend is better than in the journal.
-            if ends.iter().any(|(_, end)| *end != LegEnd::Done) {
-                durable?;
+            // In every backend is better than in the journal. What is in some, and not in the journal, is taken back
+            // while somebody knows of it.
+            if let (Err(refusal), Some((cause, _))) = (durable, ends.iter().find(|(_, end)| *end != LegEnd::Done)) {
+                self.settle(version, ends);
+                let failure = Failure::without_effect("the journal failed");
+                self.roll_back(version, cause, &failure, false).await?;
+                return Err(refusal);
             }
         } else {
             ends.extend(self.run_legs(&mut legs, &write, until, may_roll_back).await);
@@ -301,14 +314,15 @@ impl Operation {
         match verdict(rule, ends, acknowledged) {
             Verdict::Commit => {
                 let closed = self.plane.ledger().close(version);
-                self.plane.note(closed.into_iter().collect());
+                // A write of one backend takes a version and appends nothing: half a block is left when this is due.
+                self.plane.note(closed.into_iter().chain(self.plane.versions.reservation()).collect());
                 self.plane.sagas.committed();
                 self.remember(rule, version);
                 Ok(self.receipt(version, Held::Committed))
             }
             Verdict::Owe(owing) => {
                 if alone && *rule != WriteRule::Memory {
-                    self.make_durable(intent).await?;
+                    self.make_durable_or_forget(intent).await?;
                 }
                 self.plane.note(done_records(version, ends));
                 self.plane.sagas.queued();
@@ -323,7 +337,7 @@ impl Operation {
             Verdict::RollBack { cause, failure } if alone => {
                 if failure.happened == Happened::Perhaps {
                     // Nobody knows; so it is made to have happened, and the caller can ask for that.
-                    self.make_durable(intent).await?;
+                    self.make_durable_or_forget(intent).await?;
                     return Err(Refusal::Unknown { operation: self.write.operation });
                 }
                 self.plane.ledger().abandon(version);
@@ -540,15 +554,19 @@ impl Operation {
                 self.note_progress(|progress| progress.durable = true);
                 Ok(())
             }
-            Err(error) => {
-                self.plane.ledger().abandon(intent.version);
-                Err(match error {
-                    JournalError::Closed => Refusal::ShuttingDown,
-                    // The intent may be found when the disk is read again.
-                    _ => Refusal::Unknown { operation: self.write.operation },
-                })
-            }
+            Err(JournalError::Closed) => Err(Refusal::ShuttingDown),
+            // The intent may be found when the disk is read again.
+            Err(_) => Err(Refusal::Unknown { operation: self.write.operation }),
         }
+    }
+
+    /// The same for a write whose one leg could not be done: what is not written down is not kept.
+    async fn make_durable_or_forget(&self, intent: &Arc<Intent>) -> Result<(), Refusal> {
+        let durable = self.make_durable(intent).await;
+        if durable.is_err() {
+            self.plane.ledger().abandon(intent.version);
+        }
+        durable
     }
 
     fn intent(&self, legs: &[Leg], ends: &[(BackendName, LegEnd)]) -> Arc<Intent> {
@@ -623,11 +641,6 @@ impl Operation {
     fn note_progress<T>(&self, change: impl FnOnce(&mut Progress) -> T) -> T {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
-}
-
-/// Waits for an append. A journal that went away without an answer failed.
-pub(crate) async fn appended(append: crate::journal::Appended) -> Result<(), JournalError> {
-    append.await.unwrap_or_else(|_| Err(JournalError::Failed("no answer".to_owned())))
 }
 
 /// What restores each key to what was read.

@@ -74,6 +74,7 @@ impl Lane {
                 Pause::Until(until) => Some(until),
             };
             tokio::select! {
+                biased;
                 _ = work.changed(), if until.is_none() => {}
                 _ = plans.changed() => {}
                 _ = breaker.changed() => {}
@@ -110,8 +111,10 @@ impl Lane {
                     }
                 };
                 let Some(step) = self.plane.ledger().take(&self.store.name, self.undo, 1).pop() else { break };
+                // From here on the step is given back, also if its future is dropped before it was ever polled.
+                let taken = Taken { plane: &self.plane, backend: &self.store.name, step: Some(step.clone()) };
                 session.start(self);
-                running.push(self.work(step, lease));
+                running.push(self.work(taken, step, lease));
             }
             let Some(result) = running.next().await else { break };
             match result {
@@ -131,8 +134,7 @@ impl Lane {
         pause.map_or(Pause::Idle, Pause::Until)
     }
 
-    async fn work(&self, step: Step, lease: Lease) -> StepResult {
-        let taken = Taken { plane: &self.plane, backend: &self.store.name, step: Some(step.clone()) };
+    async fn work(&self, taken: Taken<'_>, step: Step, lease: Lease) -> StepResult {
         let result = attempt(&self.plane, &self.store, lease, &step, self.config.step_timeout).await;
         taken.settle(&result);
         result
@@ -214,7 +216,15 @@ pub(crate) async fn attempt(
 
 /// Gives a step back to the ledger, and tells the journal and everybody else.
 pub(crate) fn settle(plane: &DataPlane, backend: &BackendName, step: &Step, result: &StepResult) {
-    let records = plane.ledger().settle(backend, step, result);
+    let (records, wake) = {
+        let mut ledger = plane.ledger();
+        let records = ledger.settle(backend, step, result);
+        // A write may have waited for this compensation, or the other way round: that is another lane's work.
+        (records, ledger.ready(backend, !step.undo) > 0)
+    };
+    if wake {
+        plane.work.send_replace(());
+    }
     for record in &records {
         match record {
             JournalRecord::DeadLetter { version, backend, reason } => {
