@@ -34,27 +34,27 @@ pub(crate) async fn run(
     dir: &Path,
     catalogue: Arc<Catalogue>,
     reporter: Arc<Reporter>,
+    slowly: bool,
 ) -> Result<Findings, Box<dyn Error>> {
     reporter.chapter("4  Started again on the same directory; both stores are still down");
     let service = Service::start(dir, catalogue.dimension, false).await?;
     let events = service.runtime.subscribe();
     let follower = Arc::clone(&reporter);
     let follower = tokio::spawn(async move { follower.follow(events).await });
-    let client = Client { handle: service.runtime.handle(), catalogue, reporter };
-    show_what_is_remembered(&client, &service);
+    let client = Client { handle: service.runtime.handle(), catalogue, reporter, slowly };
+    show_what_is_remembered(&client);
     settle_unanswered(&client).await?;
-    let reads = client.read_all().await;
-    client.reporter.line(reads.to_string());
+    client.read_all().await;
+    client.breathe().await;
 
     client.reporter.chapter("5  Both stores come back");
     service.graph.up();
     service.vector.up();
+    client.reporter.happened("both stores can be reached from now on");
     drain(&client).await;
-    if let Some(record) = client.catalogue.best_connected() {
-        client.walk_from(record).await;
-    }
-    let reads = client.read_all().await;
-    client.reporter.line(reads.to_string());
+    client.walk().await;
+    client.read_all().await;
+    client.breathe().await;
 
     let queued: Vec<_> = client.reporter.book().queued().collect();
     let in_both = |operation: &_| matches!(client.handle.outcome(*operation), Outcome::Committed(_));
@@ -70,7 +70,7 @@ pub(crate) async fn run(
     Ok(Findings { drained, dead_letters, verdicts })
 }
 
-fn show_what_is_remembered(client: &Client, service: &Service) {
+fn show_what_is_remembered(client: &Client) {
     let status = client.handle.status();
     let breakers: Vec<String> =
         status.backends.iter().map(|backend| format!("{} {}", backend.name, backend.breaker)).collect();
@@ -78,7 +78,7 @@ fn show_what_is_remembered(client: &Client, service: &Service) {
         "{} owed writes were read back from the journal; breakers: {}; level {}, mode {}",
         status.owed,
         breakers.join(", "),
-        service.runtime.snapshot().level.name(),
+        status.level.name(),
         status.mode.name()
     ));
 }
@@ -91,7 +91,7 @@ async fn settle_unanswered(client: &Client) -> Result<(), Box<dyn Error>> {
         client.insist(sent.operation, &sent.job).await?;
     }
     client.reporter.line(format!(
-        "{} writes had no answer when the process died: {accepted} of them had been accepted; all were sent again \
+        "{} writes had no answer when the process died: {accepted} of them had been accepted; all were sent again\n\
          under their ids, which has the effect of one",
         unanswered.len()
     ));

@@ -81,6 +81,8 @@ pub(crate) struct Book {
     pub(crate) effects: Vec<Effect>,
     pub(crate) refused: u64,
     pub(crate) wrong_reads: u64,
+    /// Writes that were taken back, because a store could not take them.
+    pub(crate) taken_back: u64,
     breakers: Vec<BackendName>,
 }
 
@@ -104,6 +106,7 @@ impl Book {
             Report::Event(Event { kind: EventKind::BreakerChanged { backend, .. }, .. }) => {
                 self.breakers.push(backend.clone());
             }
+            Report::Event(Event { kind: EventKind::SagaRolledBack { .. }, .. }) => self.taken_back += 1,
             _ => {}
         }
     }

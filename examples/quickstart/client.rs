@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use seawall::operation::{Found, OperationId, Search, Source, StandIn, Traversal};
+use seawall::operation::{Found, Hit, OperationId, Search, Source, StandIn, Traversal};
 use seawall::record::{Key, Record};
 use seawall::{Handle, Refusal};
 use tokio::time::{Instant, sleep};
@@ -18,6 +18,11 @@ use crate::report::{Report, Reporter};
 const SIDE_BY_SIDE: usize = 8;
 /// How long a write is tried before the demonstration is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Hits that are shown of an answer.
+const SHOWN: usize = 4;
+/// Pauses for those who watch: after a chapter, and after a write.
+const CHAPTER: Duration = Duration::from_millis(1_500);
+const WRITE: Duration = Duration::from_millis(40);
 
 /// A client of a running Seawall.
 #[derive(Clone)]
@@ -25,6 +30,8 @@ pub(crate) struct Client {
     pub(crate) handle: Handle,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) reporter: Arc<Reporter>,
+    /// Whether somebody watches: then there are pauses to read in.
+    pub(crate) slowly: bool,
 }
 
 /// A refusal that trying again does not help.
@@ -60,7 +67,18 @@ impl Client {
     async fn send(&self, job: Job) -> Result<(), GaveUp> {
         let operation = OperationId::generate();
         self.reporter.tell(Report::Sent { operation, job: job.clone() });
-        self.insist(operation, &job).await
+        self.insist(operation, &job).await?;
+        if self.slowly {
+            sleep(WRITE).await;
+        }
+        Ok(())
+    }
+
+    /// Gives who watches time to read.
+    pub(crate) async fn breathe(&self) {
+        if self.slowly {
+            sleep(CHAPTER).await;
+        }
     }
 
     /// Sends a write under its id until it is acknowledged. However often that is, it has the effect of one.
@@ -83,14 +101,14 @@ impl Client {
         }
     }
 
-    /// Reads every key that was acknowledged, and compares.
-    pub(crate) async fn read_all(&self) -> Reads {
+    /// Reads every key that was acknowledged, compares, and tells how that went.
+    pub(crate) async fn read_all(&self) {
         let expected = self.reporter.book().expected(&self.catalogue);
         let mut reads = Reads::default();
         for (key, expected) in &expected {
             self.read(key, expected, &mut reads).await;
         }
-        reads
+        self.reporter.line(reads.to_string());
     }
 
     async fn read(&self, key: &Key, expected: &Expected, reads: &mut Reads) {
@@ -122,23 +140,30 @@ impl Client {
     }
 
     /// Searches near a record, and shows what is found.
-    pub(crate) async fn search_like(&self, record: &Record) {
-        let title = format!("most like {}:", described(record));
-        self.show_found(&title, self.handle.search(Search::like(record.key.clone()).limit(3)).await);
+    pub(crate) async fn search_like(&self, key: &Key) {
+        let found = self.handle.search(Search::like(key.clone()).limit(3)).await;
+        self.show_found(&format!("most like {}:", self.described(key)), found);
     }
 
     /// Searches between two records: a point that is no record, as a question that was embedded would be.
-    pub(crate) async fn search_between(&self, one: &Record, other: &Record) {
-        let (Some(a), Some(b)) = (&one.embedding, &other.embedding) else { return };
+    pub(crate) async fn search_between(&self, one: &Key, other: &Key) {
+        let embedding = |key| self.catalogue.get(key).and_then(|record| record.embedding.as_ref());
+        let (Some(a), Some(b)) = (embedding(one), embedding(other)) else { return };
         let middle: Vec<f32> = a.as_slice().iter().zip(b.as_slice()).map(|(a, b)| (a + b) / 2.0).collect();
-        let title = format!("between `{}` and `{}`:", one.key, other.key);
-        self.show_found(&title, self.handle.search(Search::near(middle).limit(5)).await);
+        let found = self.handle.search(Search::near(middle).limit(SHOWN)).await;
+        self.show_found(&format!("between `{one}` and `{other}`:"), found);
     }
 
-    /// Walks from a record, and shows what is reached.
-    pub(crate) async fn walk_from(&self, record: &Record) {
-        let title = format!("two steps from {}:", described(record));
-        self.show_found(&title, self.handle.traverse(Traversal::from(record.key.clone()).depth(2).limit(40)).await);
+    /// Walks from the best place, and shows what is reached.
+    pub(crate) async fn walk(&self) {
+        let Some(Record { key, .. }) = self.catalogue.best_connected() else { return };
+        let found = self.handle.traverse(Traversal::from(key.clone()).depth(2).limit(100)).await;
+        self.show_found(&format!("two steps from {}:", self.described(key)), found);
+    }
+
+    /// A record by its name and what it says.
+    fn described(&self, key: &Key) -> String {
+        format!("`{key}` ({})", self.catalogue.get(key).map_or("", text))
     }
 
     fn show_found(&self, title: &str, found: Result<Found, Refusal>) {
@@ -147,11 +172,6 @@ impl Client {
             Err(refusal) => self.reporter.line(format!("{title}\n  refused: {refusal}")),
         }
     }
-}
-
-/// A record by its name and what it says.
-pub(crate) fn described(record: &Record) -> String {
-    format!("`{}` ({})", record.key, text(record))
 }
 
 fn text(record: &Record) -> &str {
@@ -172,19 +192,22 @@ impl fmt::Display for Answer<'_> {
             };
             writeln!(f, "  degraded, at level {}: instead of what was asked, {stand_in}", degraded.level.name())?;
         }
-        const SHOWN: usize = 5;
-        for hit in hits.iter().take(SHOWN) {
-            let how = match &hit.via {
-                Some(via) => format!("{} step{}, {}", hit.score, if hit.score == 1.0 { "" } else { "s" }, via.kind),
-                None => format!("{:.2}", hit.score),
-            };
-            writeln!(f, "  {:<22} {:<20} {}", hit.record.key.as_str(), how, text(&hit.record))?;
+        // Those at each number of steps for a walk, all together for a search.
+        let distance = |hit: &Hit| hit.via.as_ref().map(|_| hit.score);
+        for group in hits.chunk_by(|one, other| distance(one) == distance(other)) {
+            for hit in group.iter().take(SHOWN) {
+                let how = match &hit.via {
+                    Some(via) if hit.score == 1.0 => format!("1 step, {}", via.kind),
+                    Some(via) => format!("{} steps, {}", hit.score, via.kind),
+                    None => format!("{:.2}", hit.score),
+                };
+                writeln!(f, "  {:<25} {how:<20} {}", hit.record.key.as_str(), text(&hit.record))?;
+            }
+            if group.len() > SHOWN {
+                writeln!(f, "  … and {} more", group.len() - SHOWN)?;
+            }
         }
-        match hits.len().saturating_sub(SHOWN) {
-            0 if hits.is_empty() => write!(f, "  nothing"),
-            0 => Ok(()),
-            more => write!(f, "  and {more} more"),
-        }
+        if hits.is_empty() { write!(f, "  nothing") } else { Ok(()) }
     }
 }
 

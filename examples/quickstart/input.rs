@@ -1,6 +1,6 @@
 //! Reading records from newline-delimited JSON, with every mistake told by its line.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use base64::Engine;
@@ -109,22 +109,31 @@ impl Catalogue {
         self.records.iter().map(|record| record.relations.len()).sum()
     }
 
-    /// The records of these names, filled up with others, so that there are as many if the input has as many.
-    pub(crate) fn pick<'a>(&'a self, names: &[&'static str]) -> Vec<&'a Record> {
-        let named = names.iter().filter_map(|name| self.get(&Key::from(*name)));
-        let mut picked: Vec<&Record> = named.collect();
-        for record in &self.records {
-            if picked.len() < names.len() && !picked.iter().any(|other| other.key == record.key) {
-                picked.push(record);
-            }
-        }
-        picked
+    /// The keys of these names, filled up with others, so that there are as many if the input has as many.
+    pub(crate) fn pick(&self, names: &[&'static str]) -> Vec<Key> {
+        let named = names.iter().map(|name| Key::from(*name)).filter(|key| self.places.contains_key(key));
+        let others = self.records.iter().map(|record| record.key.clone());
+        let mut seen = HashSet::new();
+        named.chain(others).filter(|key| seen.insert(key.clone())).take(names.len()).collect()
     }
 
     /// The record from which most relations lead to other records: a good place to begin a walk.
     pub(crate) fn best_connected(&self) -> Option<&Record> {
         let known = |record: &&Record| record.relations.iter().filter(|r| self.places.contains_key(&r.to)).count();
         self.records.iter().max_by_key(known)
+    }
+
+    /// All keys, those first that the story needs first: these, and what a walk from the best place reaches.
+    pub(crate) fn in_order(&self, first: &[Key]) -> Vec<Key> {
+        let start = self.best_connected().into_iter();
+        let reached = start.flat_map(|record| {
+            let next = record.relations.iter().map(|relation| relation.to.clone());
+            std::iter::once(record.key.clone()).chain(next)
+        });
+        let all = self.records.iter().map(|record| record.key.clone());
+        let mut seen = HashSet::new();
+        let ordered = first.iter().cloned().chain(reached).chain(all);
+        ordered.filter(|key| self.places.contains_key(key) && seen.insert(key.clone())).collect()
     }
 }
 

@@ -62,6 +62,9 @@ struct Args {
     /// Play the process that is killed.
     #[arg(long, hide = true, requires = "dir")]
     until_killed: bool,
+    /// Pause, so that people can read.
+    #[arg(long, hide = true)]
+    slowly: bool,
 }
 
 /// The result, as `--json` prints it.
@@ -132,7 +135,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let text = Catalogue::bytes(&args.input)?;
     let catalogue = Arc::new(Catalogue::parse(&text)?);
     if let (true, Some(dir)) = (args.until_killed, &args.dir) {
-        before::run(dir, catalogue, Arc::new(Reporter::pipe())).await?;
+        before::run(dir, catalogue, Arc::new(Reporter::pipe()), args.slowly).await?;
         return Ok(true);
     }
     let temporary;
@@ -146,10 +149,11 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
             temporary.path()
         }
     };
+    let slowly = args.slowly || (!args.json && std::io::stdout().is_terminal());
     let reporter = Arc::new(Reporter::screen(Screen::new(args.json)));
     introduce(&args, dir, &catalogue, &reporter);
-    run_and_kill(dir, &text, &reporter).await?;
-    let findings = after::run(dir, catalogue, Arc::clone(&reporter)).await?;
+    run_and_kill(dir, &text, &reporter, slowly).await?;
+    let findings = after::run(dir, catalogue, Arc::clone(&reporter), slowly).await?;
     let summary = Summary::of(&reporter, &findings);
     conclude(&args, &reporter, &summary, &findings);
     if args.json {
@@ -159,9 +163,10 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
 }
 
 /// Starts this program once more as the process that runs Seawall, shows what it tells, and kills it.
-async fn run_and_kill(dir: &Path, text: &[u8], reporter: &Reporter) -> Result<(), Box<dyn Error>> {
+async fn run_and_kill(dir: &Path, text: &[u8], reporter: &Reporter, slowly: bool) -> Result<(), Box<dyn Error>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--until-killed", "--input", "-", "--dir"]).arg(dir).kill_on_drop(true);
+    command.args(slowly.then_some("--slowly"));
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let id = child.id().unwrap_or_default();
     let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
@@ -183,7 +188,7 @@ async fn run_and_kill(dir: &Path, text: &[u8], reporter: &Reporter) -> Result<()
     }
     reporter.tell(Report::TaskDone);
     let unanswered = reporter.book().unanswered().len();
-    reporter.line(format!("process {id} was killed (SIGKILL), with {unanswered} writes on their way"));
+    reporter.happened(format!("process {id} was killed (SIGKILL), with {unanswered} writes on their way"));
     Ok(())
 }
 
@@ -209,7 +214,8 @@ fn introduce(args: &Args, dir: &Path, catalogue: &Catalogue, reporter: &Reporter
     let Catalogue { records, dimension, replaced, .. } = catalogue;
     let keep = if args.dir.is_some() { "kept" } else { "removed at the end; --dir DIR keeps it" };
     reporter.line(format!(
-        "{} records with embeddings of {dimension} dimensions and {} relations, from {}\n\
+        "Seawall keeps what it acknowledged, through two outages and a kill.\n\n\
+         {} records with embeddings of {dimension} dimensions and {} relations, from {}\n\
          journal and stores in {} ({keep})\n{}",
         records.len(),
         catalogue.relations(),
@@ -234,11 +240,14 @@ fn conclude(args: &Args, reporter: &Reporter, summary: &Summary, findings: &Find
         let store = store.as_str();
         reporter.line(format!("{store:<8}{live:>9}{deleted:>9}{lost:>7}{duplicated:>12}{reordered:>11}"));
     }
-    let wrong_reads = reporter.book().wrong_reads;
+    let book = reporter.book();
+    let (wrong_reads, taken_back) = (book.wrong_reads, book.taken_back);
+    drop(book);
     reporter.line(format!(
         "\nacknowledged        {acknowledged:>6}   {committed} as Committed, {queued} as Queued\n\
          drained             {drained:>6}   of those that were queued\n\
          refused             {refused:>6}   each tried again until it was acknowledged\n\
+         taken back          {taken_back:>6}   among those: one store had the write already\n\
          dead letters        {dead_letters:>6}\n\
          breaker transitions {breaker_transitions:>6}\n\
          wrong reads         {wrong_reads:>6}\n"

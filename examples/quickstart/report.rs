@@ -18,6 +18,8 @@ pub(crate) enum Report {
     Chapter(String),
     /// A line of the story.
     Line(String),
+    /// Something that was done to the stores or the process, for the timeline.
+    Happened(String),
     /// Work of so many steps begins.
     Task { label: String, steps: u64 },
     /// So many of its steps are done. (An acknowledged write is one too.)
@@ -86,6 +88,10 @@ impl Reporter {
 
     pub(crate) fn chapter(&self, title: impl Into<String>) {
         self.tell(Report::Chapter(title.into()));
+    }
+
+    pub(crate) fn happened(&self, text: impl Into<String>) {
+        self.tell(Report::Happened(text.into()));
     }
 
     pub(crate) fn line(&self, text: impl Into<String>) {

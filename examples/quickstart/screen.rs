@@ -1,10 +1,11 @@
 //! What the user sees: chapters, a timeline of state changes, a progress bar.
 
 use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use seawall::event::EventKind;
+use seawall::event::{Event, EventKind};
 use seawall::operation::Held;
 use tokio::time::Instant;
 
@@ -14,7 +15,7 @@ use crate::report::Report;
 /// The terminal. With `--json` everything goes to stderr, so that stdout has the one JSON object and nothing else.
 pub(crate) struct Screen {
     started: Instant,
-    bar: ProgressBar,
+    bar: Mutex<ProgressBar>,
     to_stderr: bool,
     styled: bool,
 }
@@ -22,13 +23,8 @@ pub(crate) struct Screen {
 impl Screen {
     pub(crate) fn new(to_stderr: bool) -> Self {
         let terminal = if to_stderr { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        let template = "           {bar:32} {pos:>4}/{len} {msg}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("█▌░"));
-        }
         let styled = terminal && std::env::var_os("NO_COLOR").is_none();
-        Self { started: Instant::now(), bar, to_stderr, styled }
+        Self { started: Instant::now(), bar: Mutex::new(ProgressBar::hidden()), to_stderr, styled }
     }
 
     /// Shows one report.
@@ -37,24 +33,41 @@ impl Screen {
             Report::Chapter(title) => self.chapter(title),
             Report::Line(text) => self.line(text),
             Report::Task { label, steps } => self.begin(label, *steps),
-            Report::Step { done } => self.bar.set_position(*done),
-            Report::TaskDone => self.bar.set_draw_target(ProgressDrawTarget::hidden()),
-            Report::Acknowledged(_) => self.bar.inc(1),
+            Report::Step { done } => self.bar().set_position(*done),
+            Report::TaskDone => self.bar().finish_and_clear(),
+            Report::Happened(text) => self.mark('■', text),
+            Report::Acknowledged(receipt) => {
+                self.bar().inc(1);
+                if receipt.held != Held::Committed && book.queued().count() == 1 {
+                    self.mark(
+                        '·',
+                        &format!("first receipt of its kind: {} as {}", held(&receipt.held), receipt.version),
+                    );
+                }
+            }
             Report::WrongRead { key } => self.mark('!', &format!("a read of `{key}` gave an older state")),
+            // One is enough to see what is done; the summary counts them.
+            Report::Event(Event { kind: EventKind::SagaRolledBack { .. }, .. }) if book.taken_back > 1 => {}
             Report::Event(event) => self.event(&event.kind),
             Report::Refused { reason, .. } if book.refused == 1 => {
-                self.mark('·', &format!("first refusal, and the client tries again: {reason}"));
+                self.mark('·', &format!("first refusal (the client waits and tries again): {reason}"));
             }
             Report::Refused { .. } | Report::Sent { .. } | Report::Effects(_) | Report::ReadyToBeKilled => {}
         }
     }
 
     fn begin(&self, label: &str, steps: u64) {
-        // The bar is drawn on stderr, and not at all when that is no terminal.
-        self.bar.set_draw_target(ProgressDrawTarget::stderr());
-        self.bar.set_length(steps);
-        self.bar.set_position(0);
-        self.bar.set_message(label.to_owned());
+        let mut bar = self.bar();
+        bar.finish_and_clear();
+        // It is drawn on stderr, and not at all when that is no terminal.
+        *bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr()).with_message(label.to_owned());
+        if let Ok(style) = ProgressStyle::with_template("           {bar:32} {pos:>4}/{len} {msg}") {
+            bar.set_style(style.progress_chars("█▌░"));
+        }
+    }
+
+    fn bar(&self) -> MutexGuard<'_, ProgressBar> {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn chapter(&self, title: &str) {
@@ -66,7 +79,7 @@ impl Screen {
     /// A line of the story, under the time of the one before it.
     pub(crate) fn line(&self, text: &str) {
         for line in text.lines() {
-            self.print(&format!("           {line}"));
+            self.print(format!("           {line}").trim_end());
         }
     }
 
@@ -83,7 +96,7 @@ impl Screen {
 
     /// Prints a line above the bar. A terminal that went away is no reason to stop.
     pub(crate) fn print(&self, line: &str) {
-        self.bar.suspend(|| {
+        self.bar().suspend(|| {
             let _ = if self.to_stderr {
                 writeln!(std::io::stderr(), "{line}")
             } else {
@@ -106,27 +119,21 @@ fn words(kind: &EventKind) -> Option<(char, String)> {
             ('◆', format!("{backend:<6} breaker {from} → {to}: {cause}"))
         }
         EventKind::LevelChanged { from, to } => {
-            let words = to.words();
-            (
-                '▼',
-                format!("level  {} → {}: there is {}; missing: {}", from.name(), to.name(), words.offers, words.limits),
-            )
+            ('◆', format!("level  {} → {}, which offers {}", from.name(), to.name(), to.words().offers))
         }
-        EventKind::ModeChanged { from, to, .. } => ('▶', format!("mode   {} → {}", from.name(), to.name())),
+        EventKind::ModeChanged { from, to, .. } => ('◆', format!("mode   {} → {}", from.name(), to.name())),
         EventKind::DrainStopped { backend, drained, owed } if *drained > 0 => {
             ('↧', format!("{backend:<6} was given {drained} of the writes that it owed; {owed} are left"))
         }
-        EventKind::SagaCompensating { version, cause, .. } => {
-            ('↶', format!("{cause:<6} could not take write {version}: it is being undone"))
+        EventKind::SagaRolledBack { version, .. } => {
+            ('↶', format!("write {version} could not reach every store, and was taken back from where it was"))
         }
-        EventKind::SagaRolledBack { version, .. } => ('↶', format!("       write {version} is undone everywhere")),
         EventKind::DeadLetterAdded { version, backend, reason, .. } => {
             ('†', format!("{backend:<6} will never take write {version}: {reason}"))
         }
         EventKind::ActorRestarted { actor, reason, .. } => ('↻', format!("{actor} was restarted: {reason}")),
         EventKind::AlertRaised { backend, alert } => ('!', format!("{backend:<6} alert: {alert:?}")),
         EventKind::AlertCleared { backend, alert } => ('✓', format!("{backend:<6} alert is over: {alert:?}")),
-        EventKind::Stopping => ('■', "the runtime stops in order".to_owned()),
         _ => return None,
     })
 }
