@@ -199,17 +199,22 @@ impl Builder {
             failed.send_replace(Some(escalation));
         });
         let branch = tree(&plane, &config, &slots, &cells, fallback, sync.clone(), Arc::clone(&prober));
-        let tree = Tree::start(branch, on_escalation).await.map_err(|error| StartError::Actors(error.to_string()))?;
-        let (gateway, _) = Gateway::spawn(None, Gateway, Arc::clone(&door))
-            .await
-            .map_err(|error| StartError::Actors(error.to_string()))?;
-
         let observed = Arc::new(Observed { plane: Arc::clone(&plane), sync, prober, door: Arc::clone(&door) });
         let telemetry = Telemetry::start(&config.metrics, Arc::clone(&observed) as _, events.subscribe()).await?;
         let names = plane.stores.iter().map(|store| store.name.clone());
         let histograms = names.map(|name| (name.clone(), telemetry.probe_duration(&name))).collect();
         // Set once, here.
         let _ = durations.set(histograms);
+        let actors = |error: ractor::SpawnErr| StartError::Actors(error.to_string());
+        let (gateway, _) = Gateway::spawn(None, Gateway, Arc::clone(&door)).await.map_err(actors)?;
+        // Last, for nothing after it can fail and leave a tree behind.
+        let tree = match Tree::start(branch, on_escalation).await {
+            Ok(tree) => tree,
+            Err(error) => {
+                gateway.stop(None);
+                return Err(actors(error));
+            }
+        };
         let heralds = plane.stores.iter().map(|store| herald(store, &plane, &slots)).collect();
         events.publish(EventKind::Started { recovered });
         Ok(Runtime {
