@@ -164,13 +164,14 @@ impl Builder {
         let (journal, found) = self.open_journal(&events).await?;
         let states = if durable { Some(self.open_states().await?) } else { self.states.take() };
         let fresh = found.is_empty();
-        let ledger = self.read_back(found)?;
+        let (ledger, ended) = self.read_back(found)?;
         let recovered = ledger.len();
 
         let (stores, cells) = self.open_stores(&events, states.as_ref()).await;
         let versions = Versions::after(newest_version(&stores, ledger.highest(), fresh).await);
-        if let Some(reserved) = versions.reservation() {
-            let written = journal.append(vec![reserved]).await;
+        let records: Vec<JournalRecord> = ended.into_iter().chain(versions.reservation()).collect();
+        if !records.is_empty() {
+            let written = journal.append(records).await;
             written.unwrap_or(Err(JournalError::Closed)).map_err(StartError::JournalWrite)?;
         }
 
@@ -279,13 +280,13 @@ impl Builder {
         Ok(Arc::new(opened.map_err(StartError::Breakers)?))
     }
 
-    /// Folds what was found into a ledger.
-    fn read_back(&self, found: Vec<JournalRecord>) -> Result<Ledger, StartError> {
+    /// Folds what was found into a ledger. Gives it with the records of what ends by this start.
+    fn read_back(&self, found: Vec<JournalRecord>) -> Result<(Ledger, Vec<JournalRecord>), StartError> {
         let mut ledger = Ledger::new(self.config.queue.clone());
         for record in &found {
             ledger.apply(record);
         }
-        ledger.release_all();
+        let mut ended = ledger.release_all();
         let known: HashSet<BackendName> = self.backends.iter().map(|backend| backend.name()).collect();
         let owed: HashMap<BackendName, usize> = ledger.backends().map(|(name, owed)| (name.clone(), owed)).collect();
         for (backend, entries) in owed {
@@ -295,9 +296,9 @@ impl Builder {
             if !self.forgotten.contains(&backend) {
                 return Err(StartError::OwedToUnknownBackend { backend, entries });
             }
-            ledger.forget_backend(&backend);
+            ended.extend(ledger.forget_backend(&backend));
         }
-        Ok(ledger)
+        Ok((ledger, ended))
     }
 
     async fn open_stores(

@@ -9,8 +9,9 @@ use crate::record::{Key, Record};
 pub struct Overlay {
     /// The changes since the last one that says all, oldest first; never empty.
     pub changes: Vec<(Version, Change)>,
-    /// The newest of them is a dead letter: a backend may hold something newer by now.
-    pub settled: bool,
+    /// A later write may have been finished before one of these, which is or was a dead letter or waits for one: a
+    /// backend may hold something newer than they are.
+    pub passed: bool,
 }
 
 impl Overlay {
@@ -23,7 +24,7 @@ impl Overlay {
     /// Whether the changes say all, without a base from a backend or the cache.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        !self.settled && self.changes.first().is_some_and(|(_, change)| change.is_full())
+        !self.passed && self.changes.first().is_some_and(|(_, change)| change.is_full())
     }
 
     /// The record that the changes make of a base of this version: only what is newer than the base is applied.
@@ -37,30 +38,27 @@ impl Overlay {
 }
 
 impl Ledger {
-    /// What is known of a key beyond what the backends hold. Entries that are not acknowledged yet are not shown;
-    /// those that are being undone are, as what was there before.
+    /// What is known of a key beyond what the backends hold. What a saga still works on is shown when its caller has
+    /// a receipt, or when it is being undone.
     #[must_use]
     pub fn overlay(&self, key: &Key) -> Option<Overlay> {
-        let mut changes = Vec::new();
-        let mut settled = false;
+        let mut overlay = Overlay { changes: Vec::new(), passed: false };
         for version in self.chain(key) {
             let entry = &self.entries[&version];
-            if !entry.acknowledged && entry.decision.is_none() {
-                continue;
-            }
             let source = match &entry.decision {
+                None if entry.held && !entry.acknowledged => continue,
                 None => Some(&entry.intent.changes),
                 // Being undone: readers see what was there before.
                 Some(_) => entry.intent.undo.first().map(|(_, changes)| changes),
             };
             if let Some(change) = source.and_then(|changes| changes.iter().find(|change| change.key() == key)) {
                 if change.is_full() {
-                    changes.clear();
+                    overlay = Overlay { changes: Vec::new(), passed: false };
                 }
-                changes.push((version, change.clone()));
-                settled = !entry.legs.iter().any(|leg| leg.state.blocks());
+                overlay.changes.push((version, change.clone()));
+                overlay.passed |= entry.passable;
             }
         }
-        (!changes.is_empty()).then_some(Overlay { changes, settled })
+        (!overlay.changes.is_empty()).then_some(overlay)
     }
 }
