@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -17,7 +17,7 @@ use seawall_actors::journal::{Journal, JournalError, JournalRecord, Ledger, Loss
 use seawall_actors::operation::Version;
 use seawall_actors::plane::{DataPlane, LiveCalls, Store, Versions};
 use seawall_actors::saga::{SagaArguments, SagaCoordinator};
-use seawall_actors::supervisor::{Branch, ChildSpec, OperationTasks, Slot, Strategy, Tree};
+use seawall_actors::supervisor::{Branch, ChildSpec, OperationTasks, RestartConfig, Slot, Strategy, Tree};
 use seawall_actors::sync::{SyncArguments, SyncWorker};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -160,17 +160,18 @@ impl Builder {
         self.check()?;
         let config = self.config.clone();
         let events = Arc::new(EventBus::new());
-        let on_disk = self.journal.is_none();
+        let durable = self.journal.is_none();
         let (journal, found) = self.open_journal(&events).await?;
-        let states = self.open_states(on_disk).await?;
+        let states = if durable { Some(self.open_states().await?) } else { self.states.take() };
         let fresh = found.is_empty();
-        let ledger = self.read_back(found)?;
+        let (ledger, ended) = self.read_back(found)?;
         let recovered = ledger.len();
 
         let (stores, cells) = self.open_stores(&events, states.as_ref()).await;
         let versions = Versions::after(newest_version(&stores, ledger.highest(), fresh).await);
-        if let Some(reserved) = versions.reservation() {
-            let written = journal.append(vec![reserved]).await;
+        let records: Vec<JournalRecord> = ended.into_iter().chain(versions.reservation()).collect();
+        if !records.is_empty() {
+            let written = journal.append(records).await;
             written.unwrap_or(Err(JournalError::Closed)).map_err(StartError::JournalWrite)?;
         }
 
@@ -190,7 +191,8 @@ impl Builder {
             tasks,
         ));
         let sync = SyncArguments::writes(Arc::clone(&plane), Arc::new(config.sync.clone()));
-        let prober = prober(&plane, &config, &slots);
+        let durations = Arc::default();
+        let prober = prober(&plane, &config, &slots, Arc::clone(&durations));
         let (failed, failure) = watch::channel(None);
         let door = Arc::new(Door::new(Arc::clone(&plane), Arc::new(config.saga.clone()), config.gateway.clone()));
         let closing = Arc::clone(&door);
@@ -199,13 +201,22 @@ impl Builder {
             failed.send_replace(Some(escalation));
         });
         let branch = tree(&plane, &config, &slots, &cells, fallback, sync.clone(), Arc::clone(&prober));
-        let tree = Tree::start(branch, on_escalation).await.map_err(|error| StartError::Actors(error.to_string()))?;
-        let (gateway, _) = Gateway::spawn(None, Gateway, Arc::clone(&door))
-            .await
-            .map_err(|error| StartError::Actors(error.to_string()))?;
-
         let observed = Arc::new(Observed { plane: Arc::clone(&plane), sync, prober, door: Arc::clone(&door) });
         let telemetry = Telemetry::start(&config.metrics, Arc::clone(&observed) as _, events.subscribe()).await?;
+        let names = plane.stores.iter().map(|store| store.name.clone());
+        let histograms = names.map(|name| (name.clone(), telemetry.probe_duration(&name))).collect();
+        // Set once, here.
+        let _ = durations.set(histograms);
+        let actors = |error: ractor::SpawnErr| StartError::Actors(error.to_string());
+        let (gateway, _) = Gateway::spawn(None, Gateway, Arc::clone(&door)).await.map_err(actors)?;
+        // Last, for nothing after it can fail and leave a tree behind.
+        let tree = match Tree::start(branch, on_escalation).await {
+            Ok(tree) => tree,
+            Err(error) => {
+                gateway.stop(None);
+                return Err(actors(error));
+            }
+        };
         let heralds = plane.stores.iter().map(|store| herald(store, &plane, &slots)).collect();
         events.publish(EventKind::Started { recovered });
         Ok(Runtime {
@@ -260,22 +271,22 @@ impl Builder {
         Ok((Arc::new(journal), recovered.records))
     }
 
-    async fn open_states(&mut self, on_disk: bool) -> Result<Option<Arc<dyn BreakerStateStore>>, StartError> {
-        if self.states.is_some() || !on_disk {
-            return Ok(self.states.take());
+    async fn open_states(&mut self) -> Result<Arc<dyn BreakerStateStore>, StartError> {
+        if let Some(given) = self.states.take() {
+            return Ok(given);
         }
         let dir = self.config.data_dir.join("breakers");
         let opened = blocking(&self.config.data_dir, move || SledStateStore::open(&dir)).await?;
-        Ok(Some(Arc::new(opened.map_err(StartError::Breakers)?)))
+        Ok(Arc::new(opened.map_err(StartError::Breakers)?))
     }
 
-    /// Folds what was found into a ledger.
-    fn read_back(&self, found: Vec<JournalRecord>) -> Result<Ledger, StartError> {
+    /// Folds what was found into a ledger. Gives it with the records of what ends by this start.
+    fn read_back(&self, found: Vec<JournalRecord>) -> Result<(Ledger, Vec<JournalRecord>), StartError> {
         let mut ledger = Ledger::new(self.config.queue.clone());
         for record in &found {
             ledger.apply(record);
         }
-        ledger.release_all();
+        let mut ended = ledger.release_all();
         let known: HashSet<BackendName> = self.backends.iter().map(|backend| backend.name()).collect();
         let owed: HashMap<BackendName, usize> = ledger.backends().map(|(name, owed)| (name.clone(), owed)).collect();
         for (backend, entries) in owed {
@@ -285,9 +296,9 @@ impl Builder {
             if !self.forgotten.contains(&backend) {
                 return Err(StartError::OwedToUnknownBackend { backend, entries });
             }
-            ledger.forget_backend(&backend);
+            ended.extend(ledger.forget_backend(&backend));
         }
-        Ok(ledger)
+        Ok((ledger, ended))
     }
 
     async fn open_stores(
@@ -314,6 +325,9 @@ impl Builder {
         (stores, cells)
     }
 }
+
+/// Where the durations of probes are recorded, as soon as telemetry has started.
+type Durations = OnceLock<HashMap<BackendName, metrics::Histogram>>;
 
 /// Where the actors stand.
 #[derive(Clone, Default)]
@@ -365,7 +379,7 @@ fn facts(store: &Store) -> BackendFacts {
     BackendFacts { name: store.name.clone(), role: store.role, capabilities: store.capabilities, access }
 }
 
-fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots) -> Arc<ProberSetup> {
+fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots, durations: Arc<Durations>) -> Arc<ProberSetup> {
     let target = |store: &Arc<Store>| {
         let gate = Arc::clone(store.breaker.gate());
         let admit = move || match gate.try_acquire_owned(Purpose::Probe) {
@@ -384,6 +398,9 @@ fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots) -> Arc<ProberS
         tasks: plane.tasks.clone(),
         events: Arc::clone(&plane.events),
         on_health: Arc::new(move |backend, report| {
+            if let Some(histogram) = durations.get().and_then(|all| all.get(&backend)) {
+                histogram.record(report.latency);
+            }
             if let Ok(health) = report.health {
                 fallback.probe_reported(backend, health);
             }
@@ -394,9 +411,11 @@ fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots) -> Arc<ProberS
 /// ```text
 /// root            one for one
 /// ├─ core         rest for one: fallback, sagas, sync
-/// ├─ breakers     one for one: one per backend
-/// └─ prober
+/// └─ breakers     one for one: one per backend, and the prober
 /// ```
+///
+/// A branch gives up at its earliest when all the deaths that it forgives have been waited for. The root remembers
+/// for so much longer that a branch which gives up again and again is not forgiven for ever.
 fn tree(
     plane: &Arc<DataPlane>,
     config: &Config,
@@ -407,7 +426,11 @@ fn tree(
     prober: Arc<ProberSetup>,
 ) -> Branch {
     let restarts = &config.supervisor;
-    let branch = |name: &str, strategy, children| {
+    let patient = RestartConfig {
+        window: restarts.window.saturating_mul(restarts.intensity.saturating_add(1)),
+        ..restarts.clone()
+    };
+    let branch = |name: &str, strategy, restarts: &RestartConfig, children| {
         Branch::new(name, strategy, restarts.clone(), Arc::clone(&plane.events), children)
     };
     let sagas = SagaArguments::new(Arc::clone(plane), &config.saga);
@@ -416,7 +439,7 @@ fn tree(
         ChildSpec::actor("saga", slots.saga.clone(), move || (SagaCoordinator, sagas.clone())),
         ChildSpec::actor("sync", slots.sync.clone(), move || (SyncWorker, sync.clone())),
     ];
-    let breakers = plane
+    let mut breakers: Vec<ChildSpec> = plane
         .stores
         .iter()
         .zip(cells)
@@ -426,13 +449,12 @@ fn tree(
             ChildSpec::actor(name, Slot::default(), move || (BreakerActor, BreakerArguments { cell: cell.clone() }))
         })
         .collect();
-    let prober = ChildSpec::actor("prober", slots.prober.clone(), move || (Prober, Arc::clone(&prober)));
+    breakers.push(ChildSpec::actor("prober", slots.prober.clone(), move || (Prober, Arc::clone(&prober))));
     let children = vec![
-        ChildSpec::branch(branch("core", Strategy::RestForOne, core)),
-        ChildSpec::branch(branch("breakers", Strategy::OneForOne, breakers)),
-        prober,
+        ChildSpec::branch(branch("core", Strategy::RestForOne, restarts, core)),
+        ChildSpec::branch(branch("breakers", Strategy::OneForOne, restarts, breakers)),
     ];
-    branch("root", Strategy::OneForOne, children)
+    branch("root", Strategy::OneForOne, &patient, children)
 }
 
 /// Tells the fallback manager and the prober what a breaker decides.
