@@ -169,7 +169,11 @@ impl Door {
         let retry_after = self.config.retry_after;
         self.plane.tasks.spawn(async move {
             let Some((records, letters)) = change(&plane) else { return answer.give(Ok(false)) };
-            let written = appended(plane.journal.append(records)).await;
+            let written = appended(plane.journal.append(records.clone())).await;
+            if written.is_err() {
+                // It has happened here, and what follows must not be found without it.
+                plane.note(records);
+            }
             for DeadLetter { operation, version, backend, keys, .. } in letters {
                 for key in &keys {
                     plane.fallback.cache().forget(key);

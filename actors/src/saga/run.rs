@@ -56,6 +56,9 @@ struct Leg {
 struct Hold<'a> {
     plane: &'a DataPlane,
     version: Version,
+    changes: &'a [Change],
+    /// The cache knows how the write ended; else it must forget what it knew before.
+    cached: bool,
     /// A backend may have seen the write, or the journal has it.
     begun: bool,
 }
@@ -63,8 +66,14 @@ struct Hold<'a> {
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         if !self.begun {
-            self.plane.ledger().abandon(self.version);
-        } else if self.plane.ledger().release(self.version) {
+            return self.plane.ledger().abandon(self.version);
+        }
+        if !self.cached {
+            for change in self.changes {
+                self.plane.fallback.cache().forget(change.key());
+            }
+        }
+        if self.plane.ledger().release(self.version) {
             self.plane.work.send_replace(());
         }
     }
@@ -252,7 +261,8 @@ impl Operation {
             self.plane.ledger().begin(&intent, &now, false);
         }
         let strict = write_first && self.config.durability == Durability::Strict;
-        let mut hold = Hold { plane: &self.plane, version, begun: !strict };
+        let mut hold =
+            Hold { plane: &self.plane, version, changes: &self.changes, cached: false, begun: !strict };
         self.note_progress(|progress| (progress.begun, progress.rule) = (Some(version), Some(rule.clone())));
         self.plane.sagas.begun();
 
@@ -304,7 +314,7 @@ impl Operation {
         rule: &WriteRule,
         ends: &[(BackendName, LegEnd)],
         alone: bool,
-        hold: Hold<'_>,
+        mut hold: Hold<'_>,
     ) -> Result<Receipt, Refusal> {
         let version = intent.version;
         let acknowledged = self.note_progress(|progress| {
@@ -318,6 +328,7 @@ impl Operation {
                 self.plane.note(closed.into_iter().chain(self.plane.versions.reservation()).collect());
                 self.plane.sagas.committed();
                 self.remember(rule, version);
+                hold.cached = true;
                 Ok(self.receipt(version, Held::Committed))
             }
             Verdict::Owe(owing) => {
@@ -327,6 +338,7 @@ impl Operation {
                 self.plane.note(done_records(version, ends));
                 self.plane.sagas.queued();
                 self.remember(rule, version);
+                hold.cached = true;
                 drop(hold);
                 let held = match rule {
                     WriteRule::Memory => Held::Volatile { owing },
@@ -392,7 +404,11 @@ impl Operation {
         self.plane.sagas.rolled_back();
         if durable {
             // Without this the refusal could turn out untrue after a crash.
-            appended(self.plane.journal.append(vec![record])).await.map_err(|_| Refusal::Unknown { operation })?;
+            if appended(self.plane.journal.append(vec![record.clone()])).await.is_err() {
+                // It is decided here all the same, and what follows must not be found without it.
+                self.plane.note(vec![record]);
+                return Err(Refusal::Unknown { operation });
+            }
         }
         if !finished {
             self.plane.events.publish(EventKind::SagaCompensating { operation, version, cause: cause.clone() });
