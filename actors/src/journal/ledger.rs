@@ -541,6 +541,15 @@ impl Ledger {
         }
     }
 
+    /// The records that say which legs of an entry need no undoing. They belong with the decision: who reads it back
+    /// does not know which backends were reached.
+    #[must_use]
+    pub fn undone(&self, version: Version) -> Vec<JournalRecord> {
+        let legs = self.entries.get(&version).map(|entry| entry.legs.as_slice()).unwrap_or_default();
+        let undone = legs.iter().filter(|leg| leg.state == LegState::Undone);
+        undone.map(|leg| JournalRecord::Undone { version, backend: leg.backend.clone() }).collect()
+    }
+
     /// Lets go of everything that is owed to a backend that is no longer there.
     pub fn forget_backend(&mut self, backend: &BackendName) {
         let versions: Vec<Version> = self.entries.keys().copied().collect();
@@ -593,10 +602,9 @@ impl Ledger {
         records.push(decided);
         let dead = self.entries.get(&version).map(dead_legs).unwrap_or_default();
         for backend in dead {
-            let undone = JournalRecord::Undone { version, backend };
-            self.apply(&undone);
-            records.push(undone);
+            self.apply(&JournalRecord::Undone { version, backend });
         }
+        records.extend(self.undone(version));
         records.extend(self.close(version));
         records
     }

@@ -393,20 +393,24 @@ impl Operation {
         for change in &*self.changes {
             self.plane.fallback.cache().forget(change.key());
         }
-        let closed = self.plane.ledger().close(version);
+        let (closed, undone) = {
+            let mut ledger = self.plane.ledger();
+            (ledger.close(version), ledger.undone(version))
+        };
         let finished = closed.is_some();
-        let record = closed.unwrap_or_else(|| JournalRecord::Decided {
+        let decided = || JournalRecord::Decided {
             version,
             cause: cause.clone(),
             reason: failure.reason.clone(),
             ending,
-        });
+        };
+        let records = closed.map_or_else(|| [vec![decided()], undone].concat(), |closed| vec![closed]);
         self.plane.sagas.rolled_back();
         if durable {
             // Without this the refusal could turn out untrue after a crash.
-            if appended(self.plane.journal.append(vec![record.clone()])).await.is_err() {
+            if appended(self.plane.journal.append(records.clone())).await.is_err() {
                 // It is decided here all the same, and what follows must not be found without it.
-                self.plane.note(vec![record]);
+                self.plane.note(records);
                 return Err(Refusal::Unknown { operation });
             }
         }
