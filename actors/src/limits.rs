@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigProblem, check_range};
 use crate::operation::{Change, Near, Search, Traversal, Write};
-use crate::record::{Embedding, Key, Record};
+use crate::record::{Embedding, Key, Properties, Record};
+use serde_json::Value;
 
 /// The sizes that a request may have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,9 @@ pub struct Limits {
     pub batch: usize,
     /// Dimensions of every embedding; `None` accepts any. Default `None`, range 1 to 65 536.
     pub dimension: Option<usize>,
+    /// Objects and lists within each other in a property. Default 64, range 1 to 100: the journal could not read
+    /// deeper ones back.
+    pub nesting: usize,
     /// Steps of a traversal. Default 16, range 1 to 1 000.
     pub depth: u32,
     /// Records that a search or traversal may ask for. Default 10 000, range 1 to 1 000 000.
@@ -29,7 +33,15 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { key_bytes: 512, write_bytes: 1 << 20, batch: 1_000, dimension: None, depth: 16, hits: 10_000 }
+        Self {
+            key_bytes: 512,
+            write_bytes: 1 << 20,
+            batch: 1_000,
+            dimension: None,
+            nesting: 64,
+            depth: 16,
+            hits: 10_000,
+        }
     }
 }
 
@@ -90,6 +102,12 @@ pub enum InvalidInput {
         /// The store's.
         expected: usize,
     },
+    /// A property of objects within objects within objects.
+    #[error("a property is nested deeper than {limit} levels (`limits.nesting`)")]
+    TooDeep {
+        /// The limit.
+        limit: usize,
+    },
     /// A traversal without or with too many steps.
     #[error("a traversal of depth {depth}; it must be 1 to {limit} (`limits.depth`)")]
     Depth {
@@ -121,6 +139,7 @@ impl Limits {
         check_range(path, "write_bytes", self.write_bytes, 1 << 10..=64 << 20, problems);
         check_range(path, "batch", self.batch, 1..=100_000, problems);
         check_range(path, "dimension", self.dimension.unwrap_or(1), 1..=65_536, problems);
+        check_range(path, "nesting", self.nesting, 1..=100, problems);
         check_range(path, "depth", self.depth, 1..=1_000, problems);
         check_range(path, "hits", self.hits, 1..=1_000_000, problems);
     }
@@ -137,19 +156,21 @@ impl Limits {
         if changes > self.batch {
             return Err(InvalidInput::BatchTooLong { changes, limit: self.batch });
         }
-        let bytes = write.weight();
-        if bytes > self.write_bytes {
-            return Err(InvalidInput::WriteTooLarge { bytes, limit: self.write_bytes });
-        }
         let mut keys = HashSet::with_capacity(changes);
         for change in &write.changes {
             self.check_key(change.key())?;
             if changes > 1 && !keys.insert(change.key()) {
                 return Err(InvalidInput::DuplicateKey);
             }
-            if let Change::Put(record) = change {
-                self.check_record(record)?;
+            match change {
+                Change::Put(record) => self.check_record(record)?,
+                Change::Merge { properties, .. } => self.check_properties(properties)?,
+                Change::Delete { .. } => {}
             }
+        }
+        let bytes = write.weight();
+        if bytes > self.write_bytes {
+            return Err(InvalidInput::WriteTooLarge { bytes, limit: self.write_bytes });
         }
         if write.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return Err(InvalidInput::ZeroTimeout);
@@ -175,6 +196,7 @@ impl Limits {
     /// The first limit that it crosses.
     pub fn check_search(&self, search: &Search) -> Result<(), InvalidInput> {
         self.check_hits(search.limit)?;
+        self.check_properties(&search.filter)?;
         match &search.near {
             Near::Embedding(embedding) => self.check_embedding(embedding),
             Near::Key(key) => self.check_key(key),
@@ -204,7 +226,15 @@ impl Limits {
         Ok(())
     }
 
+    fn check_properties(&self, properties: &Properties) -> Result<(), InvalidInput> {
+        match properties.iter().all(|(_, value)| is_within(value, self.nesting)) {
+            true => Ok(()),
+            false => Err(InvalidInput::TooDeep { limit: self.nesting }),
+        }
+    }
+
     fn check_record(&self, record: &Record) -> Result<(), InvalidInput> {
+        self.check_properties(&record.properties)?;
         if let Some(embedding) = &record.embedding {
             self.check_embedding(embedding)?;
         }
@@ -232,4 +262,14 @@ impl Limits {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a value has at most this many levels. Looks no deeper than that.
+fn is_within(value: &Value, levels: usize) -> bool {
+    let mut inside: Box<dyn Iterator<Item = &Value>> = match value {
+        Value::Array(items) => Box::new(items.iter()),
+        Value::Object(map) => Box::new(map.values()),
+        _ => return true,
+    };
+    levels > 0 && inside.all(|value| is_within(value, levels - 1))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -164,13 +164,14 @@ impl Builder {
         let (journal, found) = self.open_journal(&events).await?;
         let states = if durable { Some(self.open_states().await?) } else { self.states.take() };
         let fresh = found.is_empty();
-        let ledger = self.read_back(found)?;
+        let (ledger, ended) = self.read_back(found)?;
         let recovered = ledger.len();
 
         let (stores, cells) = self.open_stores(&events, states.as_ref()).await;
         let versions = Versions::after(newest_version(&stores, ledger.highest(), fresh).await);
-        if let Some(reserved) = versions.reservation() {
-            let written = journal.append(vec![reserved]).await;
+        let records: Vec<JournalRecord> = ended.into_iter().chain(versions.reservation()).collect();
+        if !records.is_empty() {
+            let written = journal.append(records).await;
             written.unwrap_or(Err(JournalError::Closed)).map_err(StartError::JournalWrite)?;
         }
 
@@ -190,7 +191,8 @@ impl Builder {
             tasks,
         ));
         let sync = SyncArguments::writes(Arc::clone(&plane), Arc::new(config.sync.clone()));
-        let prober = prober(&plane, &config, &slots);
+        let durations = Arc::default();
+        let prober = prober(&plane, &config, &slots, Arc::clone(&durations));
         let (failed, failure) = watch::channel(None);
         let door = Arc::new(Door::new(Arc::clone(&plane), Arc::new(config.saga.clone()), config.gateway.clone()));
         let closing = Arc::clone(&door);
@@ -199,13 +201,22 @@ impl Builder {
             failed.send_replace(Some(escalation));
         });
         let branch = tree(&plane, &config, &slots, &cells, fallback, sync.clone(), Arc::clone(&prober));
-        let tree = Tree::start(branch, on_escalation).await.map_err(|error| StartError::Actors(error.to_string()))?;
-        let (gateway, _) = Gateway::spawn(None, Gateway, Arc::clone(&door))
-            .await
-            .map_err(|error| StartError::Actors(error.to_string()))?;
-
         let observed = Arc::new(Observed { plane: Arc::clone(&plane), sync, prober, door: Arc::clone(&door) });
         let telemetry = Telemetry::start(&config.metrics, Arc::clone(&observed) as _, events.subscribe()).await?;
+        let names = plane.stores.iter().map(|store| store.name.clone());
+        let histograms = names.map(|name| (name.clone(), telemetry.probe_duration(&name))).collect();
+        // Set once, here.
+        let _ = durations.set(histograms);
+        let actors = |error: ractor::SpawnErr| StartError::Actors(error.to_string());
+        let (gateway, _) = Gateway::spawn(None, Gateway, Arc::clone(&door)).await.map_err(actors)?;
+        // Last, for nothing after it can fail and leave a tree behind.
+        let tree = match Tree::start(branch, on_escalation).await {
+            Ok(tree) => tree,
+            Err(error) => {
+                gateway.stop(None);
+                return Err(actors(error));
+            }
+        };
         let heralds = plane.stores.iter().map(|store| herald(store, &plane, &slots)).collect();
         events.publish(EventKind::Started { recovered });
         Ok(Runtime {
@@ -269,13 +280,13 @@ impl Builder {
         Ok(Arc::new(opened.map_err(StartError::Breakers)?))
     }
 
-    /// Folds what was found into a ledger.
-    fn read_back(&self, found: Vec<JournalRecord>) -> Result<Ledger, StartError> {
+    /// Folds what was found into a ledger. Gives it with the records of what ends by this start.
+    fn read_back(&self, found: Vec<JournalRecord>) -> Result<(Ledger, Vec<JournalRecord>), StartError> {
         let mut ledger = Ledger::new(self.config.queue.clone());
         for record in &found {
             ledger.apply(record);
         }
-        ledger.release_all();
+        let mut ended = ledger.release_all();
         let known: HashSet<BackendName> = self.backends.iter().map(|backend| backend.name()).collect();
         let owed: HashMap<BackendName, usize> = ledger.backends().map(|(name, owed)| (name.clone(), owed)).collect();
         for (backend, entries) in owed {
@@ -285,9 +296,9 @@ impl Builder {
             if !self.forgotten.contains(&backend) {
                 return Err(StartError::OwedToUnknownBackend { backend, entries });
             }
-            ledger.forget_backend(&backend);
+            ended.extend(ledger.forget_backend(&backend));
         }
-        Ok(ledger)
+        Ok((ledger, ended))
     }
 
     async fn open_stores(
@@ -314,6 +325,9 @@ impl Builder {
         (stores, cells)
     }
 }
+
+/// Where the durations of probes are recorded, as soon as telemetry has started.
+type Durations = OnceLock<HashMap<BackendName, metrics::Histogram>>;
 
 /// Where the actors stand.
 #[derive(Clone, Default)]
@@ -365,7 +379,7 @@ fn facts(store: &Store) -> BackendFacts {
     BackendFacts { name: store.name.clone(), role: store.role, capabilities: store.capabilities, access }
 }
 
-fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots) -> Arc<ProberSetup> {
+fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots, durations: Arc<Durations>) -> Arc<ProberSetup> {
     let target = |store: &Arc<Store>| {
         let gate = Arc::clone(store.breaker.gate());
         let admit = move || match gate.try_acquire_owned(Purpose::Probe) {
@@ -384,6 +398,9 @@ fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots) -> Arc<ProberS
         tasks: plane.tasks.clone(),
         events: Arc::clone(&plane.events),
         on_health: Arc::new(move |backend, report| {
+            if let Some(histogram) = durations.get().and_then(|all| all.get(&backend)) {
+                histogram.record(report.latency);
+            }
             if let Ok(health) = report.health {
                 fallback.probe_reported(backend, health);
             }

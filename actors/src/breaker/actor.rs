@@ -72,6 +72,7 @@ async fn follow_alarm(breaker: BreakerHandle, actor: ActorRef<BreakerMessage>) {
             }
         };
         tokio::select! {
+            biased;
             changed = alarm.changed() => if changed.is_err() { return },
             () = elapsed => {
                 if actor.cast(BreakerMessage::WaitElapsed(gate.view().generation)).is_err() {

@@ -97,6 +97,7 @@ impl BreakerCell {
                 None
             };
             tokio::select! {
+                biased;
                 changed = view.changed() => if changed.is_err() { return },
                 () = sleep(again.unwrap_or_default()), if again.is_some() => {}
             }

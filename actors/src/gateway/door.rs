@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 use super::GatewayConfig;
 use super::answer::{Answer, Port};
@@ -12,13 +14,16 @@ use super::read::Reader;
 use crate::backend::BackendName;
 use crate::error::Refusal;
 use crate::event::EventKind;
-use crate::journal::{DeadLetter, JournalHealth, JournalRecord};
+use crate::journal::{DeadLetter, JournalHealth, JournalRecord, appended};
 use crate::operation::{
     BackendStatus, Found, OperationId, Outcome, Receipt, Retrieved, Search, Status, Traversal, Write,
 };
 use crate::plane::DataPlane;
 use crate::record::Key;
-use crate::saga::{Operation, SagaConfig, appended};
+use crate::saga::{Operation, SagaConfig};
+
+/// Nobody waits longer than this, whatever a write says: a year.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// Checks requests and starts their tasks; shared by the actor and the handles.
 pub struct Door {
@@ -55,31 +60,38 @@ impl Door {
             Ok(permit) => permit,
             Err(refusal) => return answer.give(Err(refusal)),
         };
-        let deadline = Instant::now() + write.timeout.unwrap_or(self.config.write_timeout);
+        let deadline = Instant::now() + write.timeout.unwrap_or(self.config.write_timeout).min(LONGEST_TIMEOUT);
+        let span = tracing::debug_span!("write", operation = %write.operation, changes = write.changes.len());
         let operation = Operation::new(Arc::clone(&self.plane), Arc::clone(&self.saga), write);
-        self.plane.tasks.spawn(async move {
+        let work = async move {
             operation.perform(deadline, |result| answer.give(result)).await;
             drop(permit);
-        });
+        };
+        self.plane.tasks.spawn(work.instrument(span));
     }
 
     pub(super) fn retrieve(&self, key: Key, port: Port<Retrieved>) {
         let checked = self.plane.limits.check_key(&key).map_err(Refusal::from);
-        self.read(checked, port, async move |reader: Reader| reader.retrieve(&key).await);
+        self.read(checked, port, "retrieve", async move |reader: Reader| reader.retrieve(&key).await);
     }
 
     pub(super) fn search(&self, search: Search, port: Port<Found>) {
         let checked = self.plane.limits.check_search(&search).map_err(Refusal::from);
-        self.read(checked, port, async move |reader: Reader| reader.search(&search).await);
+        self.read(checked, port, "search", async move |reader: Reader| reader.search(&search).await);
     }
 
     pub(super) fn traverse(&self, traversal: Traversal, port: Port<Found>) {
         let checked = self.plane.limits.check_traversal(&traversal).map_err(Refusal::from);
-        self.read(checked, port, async move |reader: Reader| reader.traverse(&traversal).await);
+        self.read(checked, port, "traverse", async move |reader: Reader| reader.traverse(&traversal).await);
     }
 
-    fn read<T, F>(&self, checked: Result<(), Refusal>, port: Port<T>, read: impl FnOnce(Reader) -> F)
-    where
+    fn read<T, F>(
+        &self,
+        checked: Result<(), Refusal>,
+        port: Port<T>,
+        what: &'static str,
+        read: impl FnOnce(Reader) -> F,
+    ) where
         T: Send + 'static,
         F: Future<Output = Result<T, Refusal>> + Send + 'static,
     {
@@ -90,10 +102,11 @@ impl Door {
         };
         let deadline = Instant::now() + self.config.read_timeout;
         let work = read(Reader::new(Arc::clone(&self.plane), deadline));
-        self.plane.tasks.spawn(async move {
+        let work = async move {
             answer.give(timeout_at(deadline, work).await.unwrap_or(Err(Refusal::DeadlineExceeded)));
             drop(permit);
-        });
+        };
+        self.plane.tasks.spawn(work.instrument(tracing::debug_span!("read", what)));
     }
 
     /// What became of an operation.
@@ -164,16 +177,19 @@ impl Door {
         retried: bool,
         change: impl FnOnce(&DataPlane) -> Option<(Vec<JournalRecord>, Vec<DeadLetter>)> + Send + 'static,
     ) {
-        let answer = Answer::new(port, Refusal::DeadlineExceeded);
-        let plane = Arc::clone(&self.plane);
         let retry_after = self.config.retry_after;
+        let unavailable = move |reason: String| Refusal::JournalUnavailable { reason, retry_after };
+        let answer = Answer::new(port, unavailable("it has not answered; the change may be kept all the same".into()));
+        let permit = match self.permit() {
+            Ok(permit) => permit,
+            Err(refusal) => return answer.give(Err(refusal)),
+        };
+        let plane = Arc::clone(&self.plane);
+        let deadline = Instant::now() + self.config.write_timeout;
         self.plane.tasks.spawn(async move {
+            let _permit = permit;
             let Some((records, letters)) = change(&plane) else { return answer.give(Ok(false)) };
-            let written = appended(plane.journal.append(records.clone())).await;
-            if written.is_err() {
-                // It has happened here, and what follows must not be found without it.
-                plane.note(records);
-            }
+            let written = plane.journal.append(records);
             for DeadLetter { operation, version, backend, keys, .. } in letters {
                 for key in &keys {
                     plane.fallback.cache().forget(key);
@@ -181,11 +197,10 @@ impl Door {
                 plane.events.publish(EventKind::DeadLetterRemoved { operation, version, backend, retried });
             }
             plane.work.send_replace(());
-            answer.give(
-                written
-                    .map(|()| true)
-                    .map_err(|error| Refusal::JournalUnavailable { reason: error.to_string(), retry_after }),
-            );
+            // Not answered in time: dropped, the answer says so.
+            if let Ok(written) = timeout_at(deadline, appended(written)).await {
+                answer.give(written.map(|()| true).map_err(|error| unavailable(error.to_string())));
+            }
         });
     }
 

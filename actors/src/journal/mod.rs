@@ -176,6 +176,11 @@ pub enum JournalError {
 /// Resolves when the records of one append are durable, or known not to be.
 pub type Appended = oneshot::Receiver<Result<(), JournalError>>;
 
+/// Waits for an append. A journal that went away without an answer failed.
+pub(crate) async fn appended(append: Appended) -> Result<(), JournalError> {
+    append.await.unwrap_or_else(|_| Err(JournalError::Failed("no answer".to_owned())))
+}
+
 /// How far the journal is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JournalProgress {

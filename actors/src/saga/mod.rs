@@ -26,11 +26,12 @@
 mod actor;
 mod policy;
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub use actor::{SagaArguments, SagaCoordinator};
 pub use policy::{Failure, LegEnd, Verdict, verdict};
 pub use run::Operation;
-pub(crate) use run::appended;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -13,9 +13,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::backend::BackendName;
 use crate::fallback::Mode;
-use crate::journal::JournalHealth;
+use crate::journal::{JournalHealth, appended};
 use crate::plane::{DataPlane, Store};
-use crate::saga::appended;
 use crate::supervisor::{CallError, Slot};
 use crate::sync::lane::Lane;
 use crate::sync::{DrainWindow, SyncConfig};

@@ -184,7 +184,7 @@ pub enum JournalOpenError {
     },
     /// Acknowledged rows are missing or damaged.
     #[error(
-        "the journal in `{}` is damaged ({} row ranges lost; {}); restore it, or open it with `on_damage = \"continue\"`",
+        "the journal in `{}` is damaged ({} row ranges lost; {}); restore it, or go on without them with `OnDamage::Continue`",
         dir.display(), report.rows.len(), report.findings.first().map_or("", String::as_str)
     )]
     Damaged {

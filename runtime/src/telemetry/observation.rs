@@ -77,6 +77,6 @@ pub struct SagaObservation {
     pub rolled_back: u64,
     /// Being undone now.
     pub compensating: u64,
-    /// Waiting now for a backend that cannot be reached.
+    /// Refused for good by a backend, and waiting for a person.
     pub parked: u64,
 }

@@ -288,7 +288,10 @@ impl SagaSeries {
             committed: r.total("seawall_sagas_committed_total", "Writes that every required backend has."),
             rolled_back: r.total("seawall_sagas_rolled_back_total", "Writes that were undone everywhere."),
             compensating: r.gauge("seawall_sagas_compensating", "Writes that are being undone."),
-            parked: r.gauge("seawall_sagas_parked", "Writes that wait for a backend that cannot be reached."),
+            parked: r.gauge(
+                "seawall_sagas_parked",
+                "Legs that a backend refuses for good: dead letters, waiting for a person.",
+            ),
         }
     }
 
