@@ -9,6 +9,7 @@ use seawall::backends::{Fault, Op, Ops};
 use seawall::config::Config;
 use seawall::fallback::Mode;
 use seawall::operation::{Search, Source, Traversal, Write};
+use seawall::record::Record;
 use support::{History, Rig, is_queued, n, properties, record, refused};
 
 /// Which stores can be reached.
@@ -232,4 +233,17 @@ async fn readers_never_go_back_in_time_while_writers_write_and_stores_come_and_g
         rig.recover().await;
         assert_eq!(n(rig.both("a").await), Some(acknowledged), "seed {seed}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_search_near_what_has_no_place_is_refused_and_not_answered_with_something_else() {
+    let rig = Rig::start().await;
+    let handle = rig.handle();
+    handle.store(Record::new("nowhere").with_relation("knows", "other")).await.expect("is stored");
+    handle.store(Record::new("other")).await.expect("is stored");
+    for key in ["nowhere", "never written"] {
+        let refusal = refused(handle.search(Search::like(key)).await);
+        assert!(matches!(refusal, Refusal::Rejected { .. }), "{key}: {refusal}");
+    }
+    assert!(rig.vector.faults.counts().of(Op::Search).reached > 0);
 }
