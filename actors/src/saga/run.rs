@@ -179,8 +179,8 @@ impl Operation {
     fn admit(&self, plan: &Plan, rule: &WriteRule) -> Result<Vec<Admitted>, Refusal> {
         let mut admitted = Vec::with_capacity(self.plane.stores.len());
         for store in self.plane.required() {
-            let owe =
-                plan.leg_rule(&store.name) == LegRule::Owe || self.plane.ledger().is_behind(&store.name, &self.changes);
+            let owe = plan.leg_rule(&store.name) == LegRule::Owe
+                || self.plane.ledger().is_behind(&store.name, self.changes.iter().map(Change::key));
             let lease = match (owe, rule) {
                 (true, _) => None,
                 (false, WriteRule::Through) => {
