@@ -56,7 +56,8 @@ struct Leg {
     undo: Option<Arc<[Change]>>,
 }
 
-/// The saga's hold on its entry in the ledger. When it goes, also by a panic, the drain may finish what is left.
+/// The saga's hold on its entry in the ledger. When it goes, also by a panic, the drain may finish what is left; an
+/// entry that no backend has seen and that is not written down is gone with it.
 struct Hold<'a> {
     plane: &'a DataPlane,
     version: Version,

@@ -112,8 +112,10 @@ impl Lane {
                     }
                 };
                 let Some(step) = self.plane.ledger().take(&self.store.name, self.undo, 1).pop() else { break };
+                // From here on the step is given back, also if its future is dropped before it was ever polled.
+                let taken = Taken { plane: &self.plane, backend: &self.store.name, step: Some(step.clone()) };
                 session.start(self);
-                running.push(self.work(step, lease));
+                running.push(self.work(taken, step, lease));
             }
             let Some(result) = running.next().await else { break };
             match result {
@@ -133,8 +135,7 @@ impl Lane {
         pause.map_or(Pause::Idle, Pause::Until)
     }
 
-    async fn work(&self, step: Step, lease: Lease) -> StepResult {
-        let taken = Taken { plane: &self.plane, backend: &self.store.name, step: Some(step.clone()) };
+    async fn work(&self, taken: Taken<'_>, step: Step, lease: Lease) -> StepResult {
         let result = attempt(&self.plane, &self.store, lease, &step, self.config.step_timeout).await;
         taken.settle(&result);
         // An outage says nothing about this step.
