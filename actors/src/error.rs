@@ -53,7 +53,7 @@ pub enum Refusal {
         /// When to try again, if that is known.
         retry_after: Option<Duration>,
     },
-    /// A backend rejects the write for what it is. Trying again will not help.
+    /// A backend rejects the request for what it is. Trying again will not help.
     #[error("rejected by backend `{backend}`: {reason}")]
     Rejected {
         /// Which.
@@ -68,7 +68,7 @@ pub enum Refusal {
         reason: String,
     },
     /// Nothing that can be reached now can answer this.
-    #[error("{capability:?} is unavailable now; retry after {retry_after:?}")]
+    #[error("{capability:?} is unavailable now{}", hint(*retry_after))]
     CapabilityUnavailable {
         /// What was asked for.
         capability: Capability,
@@ -115,4 +115,9 @@ impl Refusal {
             _ => None,
         }
     }
+}
+
+/// When to try again, in words; nothing where that is not known.
+fn hint(retry_after: Option<Duration>) -> String {
+    retry_after.map_or_else(String::new, |wait| format!("; retry after {} ms", wait.as_millis()))
 }

@@ -241,8 +241,13 @@ impl Snapshot {
 
 /// Where events are published and subscribed to.
 pub struct EventBus {
-    snapshot: Mutex<Snapshot>,
-    sender: broadcast::Sender<Arc<Event>>,
+    state: Mutex<BusState>,
+}
+
+struct BusState {
+    snapshot: Snapshot,
+    /// `None` when the bus is closed.
+    sender: Option<broadcast::Sender<Arc<Event>>>,
 }
 
 impl Default for EventBus {
@@ -255,85 +260,95 @@ impl EventBus {
     /// A bus without events.
     #[must_use]
     pub fn new() -> Self {
-        Self { snapshot: Mutex::default(), sender: broadcast::Sender::new(CAPACITY) }
+        let sender = Some(broadcast::Sender::new(CAPACITY));
+        Self { state: Mutex::new(BusState { snapshot: Snapshot::default(), sender }) }
     }
 
     /// Publishes what has no state before and after.
     pub fn publish(&self, kind: EventKind) {
-        let mut snapshot = self.lock();
-        self.send(&mut snapshot, kind);
+        let mut state = self.lock();
+        state.send(kind);
     }
 
     /// Publishes that a breaker changed, unless it did not.
     pub fn breaker(&self, backend: &BackendName, to: BreakerState, cause: TransitionCause, generation: u64) {
-        let mut snapshot = self.lock();
-        let from = snapshot.breakers.get(backend).copied().unwrap_or_default();
+        let mut state = self.lock();
+        let from = state.snapshot.breakers.get(backend).copied().unwrap_or_default();
         if from != to {
-            self.send(
-                &mut snapshot,
-                EventKind::BreakerChanged { backend: backend.clone(), from, to, cause, generation },
-            );
+            state.send(EventKind::BreakerChanged { backend: backend.clone(), from, to, cause, generation });
         }
     }
 
     /// Publishes that the access to a backend changed, unless it did not.
     pub fn access(&self, backend: &BackendName, to: Access) {
-        let mut snapshot = self.lock();
-        let from = snapshot.access.get(backend).copied().unwrap_or_default();
+        let mut state = self.lock();
+        let from = state.snapshot.access.get(backend).copied().unwrap_or_default();
         if from != to {
-            self.send(&mut snapshot, EventKind::AccessChanged { backend: backend.clone(), from, to });
+            state.send(EventKind::AccessChanged { backend: backend.clone(), from, to });
         }
     }
 
     /// Publishes that the mode changed, unless it did not.
     pub fn mode(&self, to: Mode, cause: ModeCause) {
-        let mut snapshot = self.lock();
-        let from = snapshot.mode;
+        let mut state = self.lock();
+        let from = state.snapshot.mode;
         if from != to {
-            self.send(&mut snapshot, EventKind::ModeChanged { from, to, cause });
+            state.send(EventKind::ModeChanged { from, to, cause });
         }
     }
 
     /// Publishes that the level changed, unless it did not.
     pub fn level(&self, to: DegradationLevel) {
-        let mut snapshot = self.lock();
-        let from = snapshot.level;
+        let mut state = self.lock();
+        let from = state.snapshot.level;
         if from != to {
-            self.send(&mut snapshot, EventKind::LevelChanged { from, to });
+            state.send(EventKind::LevelChanged { from, to });
         }
     }
 
     /// Publishes that the journal changed, unless it did not.
     pub fn journal(&self, to: JournalHealth) {
-        let mut snapshot = self.lock();
-        let from = snapshot.journal;
+        let mut state = self.lock();
+        let from = state.snapshot.journal;
         if from != to {
-            self.send(&mut snapshot, EventKind::JournalChanged { from, to });
+            state.send(EventKind::JournalChanged { from, to });
         }
     }
 
     /// The state now.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        self.lock().clone()
+        self.lock().snapshot.clone()
     }
 
     /// All events from now on, and the state that they start from.
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
-        let snapshot = self.lock();
-        Subscription { start: snapshot.clone(), receiver: self.sender.subscribe() }
+        let state = self.lock();
+        // Of a closed bus: a receiver whose sender is gone.
+        let receiver = state.sender.as_ref().map_or_else(|| broadcast::Sender::new(1).subscribe(), |s| s.subscribe());
+        Subscription { start: state.snapshot.clone(), receiver }
     }
 
-    fn send(&self, snapshot: &mut Snapshot, kind: EventKind) {
-        let event = Event { sequence: snapshot.sequence + 1, kind };
-        snapshot.apply(&event);
+    /// Ends all subscriptions, after the events that are published already. The runtime is gone, though others may
+    /// still hold a part of it.
+    pub fn close(&self) {
+        self.lock().sender = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BusState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BusState {
+    fn send(&mut self, kind: EventKind) {
+        let event = Event { sequence: self.snapshot.sequence + 1, kind };
+        self.snapshot.apply(&event);
         // Sent under the lock, so that the order of the numbers is the order of the channel. No receiver is fine.
-        let _ = self.sender.send(Arc::new(event));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Snapshot> {
-        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+        if let Some(sender) = &self.sender {
+            let _ = sender.send(Arc::new(event));
+        }
     }
 }
 
@@ -379,5 +394,23 @@ impl Subscription {
             Err(broadcast::error::TryRecvError::Lagged(missed)) => Some(Update::Lagged { missed }),
             Err(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_closed_bus_ends_its_subscriptions_after_what_was_published() {
+        let bus = EventBus::new();
+        let mut before = bus.subscribe();
+        bus.publish(EventKind::Stopping);
+        bus.close();
+        bus.publish(EventKind::Stopping);
+        assert!(matches!(before.next().await, Some(Update::Event(event)) if event.sequence == 1));
+        assert_eq!(before.next().await, None);
+        let mut after = bus.subscribe();
+        assert_eq!((after.start().sequence, after.next().await), (2, None));
     }
 }

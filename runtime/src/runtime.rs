@@ -110,6 +110,8 @@ impl Drop for Runtime {
         self.plane.tasks.cancelled().cancel();
         self.tree.kill();
         self.gateway.stop(None);
+        // Handles that users keep must not keep subscribers waiting.
+        self.plane.events.close();
     }
 }
 

@@ -109,6 +109,8 @@ impl Reader {
         let asked = Capability::VectorSearch;
         let mut refusal = match self.ask(asked, |store| async move { store.backend.search(search).await }).await {
             Ok(found) => return Ok(found),
+            // Nothing is lost: the store answered. Unless what it does not know is on its way to it.
+            Err(refusal @ Refusal::Rejected { .. }) if !self.is_owed(&search.near) => return Err(refusal),
             Err(refusal) => refusal,
         };
         if let Near::Key(key) = &search.near {
@@ -215,7 +217,14 @@ impl Reader {
             .map_err(|rejected| unavailable(rejected.to_string(), rejected.retry_after))?;
         let _live = store.live.enter();
         let left = self.deadline.saturating_duration_since(Instant::now());
-        store.call(lease, left, call).await.map_err(|error| unavailable(error.to_string(), error.retry_after))
+        store.call(lease, left, call).await.map_err(|error| match error.verdict().hopeless {
+            true => Refusal::Rejected { backend: store.name.clone(), reason: error.to_string() },
+            false => unavailable(error.to_string(), error.retry_after),
+        })
+    }
+
+    fn is_owed(&self, near: &Near) -> bool {
+        matches!(near, Near::Key(key) if self.plane.ledger().overlay(key).is_some())
     }
 
     fn degraded(&self, found: Found, served_by: StandIn) -> Found {
