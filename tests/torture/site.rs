@@ -52,11 +52,14 @@ impl Site {
         Ok(Self { runtime, graph, vector, graph_faults, vector_faults })
     }
 
-    /// Waits until nothing is owed. Gives `false` when that does not come to be.
+    /// Waits until nothing is owed, and has dead letters tried again. Gives `false` when that does not come to be.
     pub async fn quiet(&self) -> bool {
         let handle = self.runtime.handle();
         let drained = async {
             while handle.status().owed > 0 {
+                for letter in handle.dead_letters() {
+                    let _ = handle.retry_dead_letter(letter.operation, letter.backend).await;
+                }
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
