@@ -1,9 +1,8 @@
 //! Gives out versions.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::journal::JournalRecord;
 use crate::operation::Version;
+use crate::threads::atomic::{AtomicU64, Ordering};
 
 /// How many versions are reserved at a time. A start gives up at most this many of the 2^64 there are.
 const BLOCK: u64 = 1 << 20;
