@@ -4,6 +4,8 @@
 //! message. Nothing in here is lost when an actor dies, and no lock in here is held over an await.
 
 mod locks;
+#[cfg(all(test, any(seawall_loom, seawall_shuttle)))]
+mod schedules;
 mod store;
 mod versions;
 
