@@ -248,8 +248,10 @@ async fn every_receipt_of_a_crash_in_the_middle_of_everything_is_kept() {
 async fn owed_work_is_found_in_the_records_of_a_recording_memory_journal() {
     let (graph, vector) = (Site::graph(), Site::vector());
     let journal = Arc::new(MemoryJournal::recording());
+    let dir = tempfile::tempdir().expect("a directory");
     let start = async |journal: &Arc<MemoryJournal>, found| {
         let builder = Runtime::builder()
+            .data_dir(dir.path().join("unused"))
             .shared_backend(Arc::clone(&graph.backend) as _)
             .shared_backend(Arc::clone(&vector.backend) as _);
         builder.journal(Arc::clone(journal) as _, found).start().await.expect("starts")
@@ -270,6 +272,7 @@ async fn owed_work_is_found_in_the_records_of_a_recording_memory_journal() {
         assert_eq!(n(graph.record(format!("k{k}")).await), expected);
         assert_eq!(n(vector.record(format!("k{k}")).await), expected);
     }
+    assert!(!dir.path().join("unused").exists(), "nothing is kept on disk beside a journal that was given");
 }
 
 /// And on a real disk, with real stores on it, in real time.

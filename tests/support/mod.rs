@@ -1,13 +1,15 @@
 //! What the promises are tested on: two stores that fail on command, a disk that forgets what was not synced, and a
 //! runtime over them that can be crashed and started again.
 
-#![allow(dead_code, unreachable_pub, reason = "every test uses its part of this room")]
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "every test uses its part of this room")]
 
 mod disk;
 mod history;
+mod native;
 
 pub use disk::Disk;
 pub use history::History;
+pub use native::{Named, Native, Seen};
 
 use std::sync::Arc;
 use std::time::Duration;

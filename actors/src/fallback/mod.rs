@@ -63,8 +63,8 @@
 //!
 //! Plan and cache stand where they are, and every operation goes on by the last plan. The next incarnation finds
 //! the policy, a mode set by hand and its end in its arguments, reads the breakers from the bus, looks at the
-//! journal, and publishes what its predecessor did not get to. A restart of the *process* begins at level 0 and
-//! without a mode set by hand, until the restored breakers say otherwise; the cache is then empty.
+//! journal, and publishes what its predecessor did not get to. A restart of the *process* begins without
+//! a mode set by hand, at the level that the restored breakers amount to, and with an empty cache.
 
 mod actor;
 mod cache;

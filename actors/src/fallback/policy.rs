@@ -101,15 +101,16 @@ impl Watched {
 }
 
 impl FallbackPolicy {
-    /// A policy for these backends, whose breakers count as closed until told otherwise. A backend that is given
-    /// with access [`ReadOnly`](Access::ReadOnly) counts as such until a probe or a write says better.
+    /// A policy for these backends. The breaker of one that is given with access [`None`](Access::None) counts as
+    /// open and every other as closed, until told otherwise; one with access [`ReadOnly`](Access::ReadOnly) counts
+    /// as such until a probe or a write says better.
     #[must_use]
     pub fn new(config: FallbackConfig, backends: Vec<BackendFacts>) -> Self {
         let profile = config.profile.unwrap_or_else(|| Profile::of(&backends));
         let backends = backends
             .into_iter()
             .map(|facts| Watched {
-                breaker: BreakerState::default(),
+                breaker: if facts.access == Access::None { BreakerState::Open } else { BreakerState::Closed },
                 read_only: facts.access == Access::ReadOnly,
                 facts,
             })

@@ -214,8 +214,16 @@ async fn promote(plane: Arc<DataPlane>) {
         if durable {
             let volatile = plane.ledger().volatile();
             for intent in volatile {
-                let records = plane.ledger().records_of(intent.version);
-                if records.is_empty() || appended(plane.journal.append(records)).await.is_err() {
+                let append = {
+                    // Appended before anybody can note what comes next: after its end an entry must not begin anew.
+                    let ledger = plane.ledger();
+                    let records = ledger.records_of(intent.version);
+                    if records.is_empty() {
+                        continue;
+                    }
+                    plane.journal.append(records)
+                };
+                if appended(append).await.is_err() {
                     continue;
                 }
                 plane.ledger().set_durable(intent.version);

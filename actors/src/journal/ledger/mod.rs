@@ -1,0 +1,386 @@
+//! The meaning of the journal: which backend owes what.
+//!
+//! A plain fold over [`JournalRecord`]s, the same live and at recovery, plus what only lives: which legs are being
+//! worked on right now. It gives the per-key order (a write queues behind what its key still owes to a backend),
+//! the read overlay (an owed write is newer than what the backends hold) and the work for the drain.
+//!
+//! | file | what it has |
+//! |---|---|
+//! | here | the entries, and what can be asked about them |
+//! | `fold` | how records and sagas change them |
+//! | `lanes` | what is ready for each backend: the order, and the work of the drain |
+//! | `overlay` | what a reader has to know of a key |
+
+mod fold;
+mod lanes;
+mod overlay;
+
+pub use lanes::{Step, StepResult};
+pub use overlay::Overlay;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use self::lanes::{Lane, Place};
+use crate::backend::BackendName;
+use crate::journal::{Ending, Intent, JournalRecord, QueueConfig};
+use crate::operation::{Change, OperationId, Outcome, Version};
+use crate::record::Key;
+
+/// Where one backend stands with one entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LegState {
+    /// It owes the write.
+    Owed,
+    /// It is being given the write, or its compensation.
+    InFlight,
+    /// It has the write.
+    Done,
+    /// It owes the compensation.
+    UndoOwed,
+    /// It does not have the write.
+    Undone,
+    /// It will never take the write (or its compensation), for this reason.
+    Dead(String),
+}
+
+impl LegState {
+    /// Whether work is left that nobody has to ask for.
+    fn is_owing(&self) -> bool {
+        matches!(self, Self::Owed | Self::InFlight | Self::UndoOwed)
+    }
+
+    fn is_finished(&self) -> bool {
+        matches!(self, Self::Done | Self::Undone)
+    }
+}
+
+/// How a leg stands in the way of later writes of its keys on its backend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bar {
+    /// Not at all.
+    Open,
+    /// A merge has to wait: without this write it would be merged into the wrong thing, and what is merged could
+    /// not be told apart later. A change that says all may pass.
+    Merges,
+    /// Everything has to wait.
+    All,
+}
+
+#[derive(Debug)]
+struct Leg {
+    backend: BackendName,
+    state: LegState,
+    /// The backend may have the write, though nobody has seen it confirm.
+    attempted: bool,
+    /// It was a dead letter, and may be one still.
+    died: bool,
+    /// It is a merge that waits for a dead letter, and so for a person.
+    parked: bool,
+    /// How often the drain has failed with it while the backend was well.
+    failed: u32,
+    /// Where it is among the ready ones of its lane, if it is.
+    place: Option<Place>,
+}
+
+impl Leg {
+    fn bar(&self) -> Bar {
+        match self.state {
+            LegState::Done | LegState::Undone => Bar::Open,
+            LegState::Dead(_) => Bar::Merges,
+            LegState::Owed if self.parked => Bar::Merges,
+            LegState::Owed | LegState::InFlight | LegState::UndoOwed => Bar::All,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Decision {
+    cause: BackendName,
+    ending: Ending,
+}
+
+#[derive(Debug)]
+struct Entry {
+    intent: Arc<Intent>,
+    legs: Vec<Leg>,
+    decision: Option<Decision>,
+    /// It would survive a crash.
+    durable: bool,
+    /// A saga works on it. Until it lets go, the drain leaves the entry alone.
+    held: bool,
+    /// The caller has a receipt: readers see it though it is held.
+    acknowledged: bool,
+    /// It is, or has been, such that a later write of its keys could be finished before it.
+    passable: bool,
+    bytes: usize,
+}
+
+impl Entry {
+    fn leg(&self, backend: &BackendName) -> Option<&Leg> {
+        self.legs.iter().find(|leg| leg.backend == *backend)
+    }
+
+    fn leg_mut(&mut self, backend: &BackendName) -> Option<&mut Leg> {
+        self.legs.iter_mut().find(|leg| leg.backend == *backend)
+    }
+
+    fn states(&self) -> Vec<(BackendName, LegState)> {
+        self.legs.iter().map(|leg| (leg.backend.clone(), leg.state.clone())).collect()
+    }
+
+    fn undo_for(&self, backend: &BackendName) -> Option<&Arc<[Change]>> {
+        self.intent.undo.iter().find(|(name, _)| name == backend).map(|(_, changes)| changes)
+    }
+
+    /// The ending that the legs have come to, if they all have.
+    fn ending(&self) -> Option<Ending> {
+        let (goal, ending) = match &self.decision {
+            None => (LegState::Done, Ending::Committed),
+            Some(decision) => (LegState::Undone, decision.ending),
+        };
+        self.legs.iter().all(|leg| leg.state == goal).then_some(ending)
+    }
+}
+
+/// Why the ledger takes no more entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full {
+    /// Entries that it holds.
+    pub entries: usize,
+    /// Bytes that they take.
+    pub bytes: usize,
+}
+
+/// One dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The operation.
+    pub operation: OperationId,
+    /// Its version.
+    pub version: Version,
+    /// The keys that it changes.
+    pub keys: Vec<Key>,
+    /// The backend that refuses it.
+    pub backend: BackendName,
+    /// What the backend said.
+    pub reason: String,
+    /// Whether it is the compensation that is refused.
+    pub undo: bool,
+}
+
+/// The index over all unfinished entries, and a memory of finished ones.
+#[derive(Debug)]
+pub struct Ledger {
+    limits: QueueConfig,
+    entries: BTreeMap<Version, Entry>,
+    /// Unfinished entries of each key, oldest first.
+    chains: HashMap<Key, Vec<Version>>,
+    lanes: HashMap<BackendName, Lane>,
+    operations: HashMap<OperationId, Version>,
+    finished: HashMap<OperationId, (Version, Ending)>,
+    finished_order: VecDeque<OperationId>,
+    bytes: usize,
+    dead: usize,
+    deciding: usize,
+    highest: Version,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    #[must_use]
+    pub fn new(limits: QueueConfig) -> Self {
+        Self {
+            limits,
+            entries: BTreeMap::new(),
+            chains: HashMap::new(),
+            lanes: HashMap::new(),
+            operations: HashMap::new(),
+            finished: HashMap::new(),
+            finished_order: VecDeque::new(),
+            bytes: 0,
+            dead: 0,
+            deciding: 0,
+            highest: Version(0),
+        }
+    }
+
+    /// How much it may hold.
+    #[must_use]
+    pub fn limits(&self) -> &QueueConfig {
+        &self.limits
+    }
+
+    /// Unfinished entries.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing is unfinished.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes that the unfinished entries take, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Dead letters.
+    #[must_use]
+    pub fn dead(&self) -> usize {
+        self.dead
+    }
+
+    /// Entries that are being undone.
+    #[must_use]
+    pub fn compensating(&self) -> usize {
+        self.deciding
+    }
+
+    /// The highest version that any record named.
+    #[must_use]
+    pub fn highest(&self) -> Version {
+        self.highest
+    }
+
+    /// Legs of a backend that are not finished, dead letters included.
+    #[must_use]
+    pub fn owed(&self, backend: &BackendName) -> usize {
+        self.lanes.get(backend).map_or(0, |lane| lane.owed)
+    }
+
+    /// The backends that anything is owed to.
+    pub fn backends(&self) -> impl Iterator<Item = (&BackendName, usize)> {
+        self.lanes.iter().filter(|(_, lane)| lane.owed > 0).map(|(name, lane)| (name, lane.owed))
+    }
+
+    /// Whether an entry of this weight may be added.
+    ///
+    /// # Errors
+    /// How full the ledger is.
+    pub fn room(&self, bytes: usize) -> Result<(), Full> {
+        if self.entries.len() >= self.limits.max_entries || self.bytes + bytes > self.limits.max_bytes {
+            return Err(Full { entries: self.entries.len(), bytes: self.bytes });
+        }
+        Ok(())
+    }
+
+    /// What became of an operation.
+    #[must_use]
+    pub fn outcome(&self, operation: OperationId) -> Outcome {
+        if let Some(version) = self.operations.get(&operation) {
+            return self.outcome_of(*version);
+        }
+        match self.finished.get(&operation) {
+            Some((version, Ending::Committed)) => Outcome::Committed(*version),
+            Some((version, Ending::RolledBack)) => Outcome::RolledBack(*version),
+            Some((version, Ending::Discarded)) => Outcome::Discarded(*version),
+            None => Outcome::NotFound,
+        }
+    }
+
+    fn outcome_of(&self, version: Version) -> Outcome {
+        let entry = &self.entries[&version];
+        let legs = |wanted: fn(&LegState) -> bool| -> Vec<BackendName> {
+            entry.legs.iter().filter(|leg| wanted(&leg.state)).map(|leg| leg.backend.clone()).collect()
+        };
+        let owing = legs(LegState::is_owing);
+        let refused_by = legs(|state| matches!(state, LegState::Dead(_)));
+        if !refused_by.is_empty() {
+            Outcome::DeadLetter { version, refused_by }
+        } else if entry.decision.is_some() {
+            Outcome::Compensating { version, owing }
+        } else {
+            Outcome::Pending { version, owing, durable: entry.durable }
+        }
+    }
+
+    /// Whether a saga still works on this operation.
+    #[must_use]
+    pub fn is_held(&self, operation: OperationId) -> bool {
+        self.operations.get(&operation).is_some_and(|version| self.entries[version].held)
+    }
+
+    /// All dead letters, oldest first.
+    #[must_use]
+    pub fn dead_letters(&self) -> Vec<DeadLetter> {
+        let mut letters = Vec::with_capacity(self.dead);
+        for (version, entry) in &self.entries {
+            for leg in &entry.legs {
+                if let LegState::Dead(reason) = &leg.state {
+                    letters.push(DeadLetter {
+                        operation: entry.intent.operation,
+                        version: *version,
+                        keys: entry.intent.changes.iter().map(|change| change.key().clone()).collect(),
+                        backend: leg.backend.clone(),
+                        reason: reason.clone(),
+                        undo: entry.decision.is_some(),
+                    });
+                }
+            }
+        }
+        letters
+    }
+
+    /// The intents that would not survive a crash and that no saga holds, oldest first.
+    #[must_use]
+    pub fn volatile(&self) -> Vec<Arc<Intent>> {
+        self.entries
+            .values()
+            .filter(|entry| !entry.durable && !entry.held)
+            .map(|entry| Arc::clone(&entry.intent))
+            .collect()
+    }
+
+    /// The records that say all about an entry, for writing it down anew.
+    #[must_use]
+    pub fn records_of(&self, version: Version) -> Vec<JournalRecord> {
+        let Some(entry) = self.entries.get(&version) else { return Vec::new() };
+        let mut records = vec![JournalRecord::Intent(Arc::clone(&entry.intent))];
+        let backend = |leg: &Leg| leg.backend.clone();
+        for leg in entry.legs.iter().filter(|leg| leg.died && !matches!(leg.state, LegState::Dead(_))) {
+            let reason = "tried again since".to_owned();
+            records.push(JournalRecord::DeadLetter { version, backend: backend(leg), reason });
+            records.push(JournalRecord::Revived { version, backend: backend(leg) });
+        }
+        records.extend(
+            entry
+                .legs
+                .iter()
+                .filter(|leg| matches!(leg.state, LegState::Done | LegState::UndoOwed))
+                .map(|leg| JournalRecord::Done { version, backend: backend(leg) }),
+        );
+        if let Some(decision) = &entry.decision {
+            records.push(JournalRecord::Decided {
+                version,
+                cause: decision.cause.clone(),
+                reason: String::new(),
+                ending: decision.ending,
+            });
+        }
+        for leg in &entry.legs {
+            match &leg.state {
+                LegState::Undone => records.push(JournalRecord::Undone { version, backend: backend(leg) }),
+                LegState::Dead(reason) => {
+                    records.push(JournalRecord::DeadLetter { version, backend: backend(leg), reason: reason.clone() });
+                }
+                _ => {}
+            }
+        }
+        records
+    }
+
+    /// The version of an unfinished operation.
+    #[must_use]
+    pub fn version_of(&self, operation: OperationId) -> Option<Version> {
+        self.operations.get(&operation).copied()
+    }
+
+    fn chain(&self, key: &Key) -> impl Iterator<Item = Version> {
+        self.chains.get(key).into_iter().flatten().copied()
+    }
+}
