@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use seawall::backend::{Backend, Fence, FencedWrite};
+use seawall::backend::{Fence, FencedWrite};
 use seawall::operation::{Change, OperationId, Version};
 use seawall::record::Key;
 use seawall::{Refusal, Runtime};
@@ -48,7 +48,11 @@ async fn a_runtime_with_one_store_that_crashes_beyond_its_reservation_gives_out_
     for (key, number) in [("a", 5), ("b", 6), ("a", 7), ("b", 8)] {
         if let Ok(receipt) = runtime.handle().store(record(key, number)).await {
             let stored = site.stored(&Key::new(key)).await.expect("it is there");
-            assert_eq!((n(stored.record), stored.version), (Some(number), receipt.version), "an acknowledged write is lost");
+            assert_eq!(
+                (n(stored.record), stored.version),
+                (Some(number), receipt.version),
+                "an acknowledged write is lost"
+            );
             assert!(receipt.version > acknowledged, "{} was given out before", receipt.version);
         }
     }
