@@ -142,6 +142,23 @@ async fn an_undo_does_not_overwrite_a_later_write() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_undo_that_lands_late_does_not_overwrite_a_later_write() {
+    let rig = Rig::start().await;
+    rig.handle().store(record("a", 1)).await.expect("is stored");
+    rig.vector.faults.next(Op::Apply, TRIES, Fault::Down);
+    rig.graph.faults.next(Op::Apply, 1, Fault::None);
+    rig.graph.faults.next(Op::Apply, 1, Fault::LateZombie(Duration::from_secs(30)));
+    refused(rig.handle().store(record("a", 2)).await);
+    rig.quiet().await;
+    assert_eq!(n(rig.both("a").await), Some(1));
+    rig.handle().store(record("a", 3)).await.expect("is stored");
+    let reached = rig.graph.faults.counts().of(Op::Apply).reached;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(rig.graph.faults.counts().of(Op::Apply).reached, reached + 1, "the undo did land");
+    assert_eq!(n(rig.both("a").await), Some(3));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_batch_is_there_whole_or_not_at_all() {
     let rig = Rig::start().await;
     let batch = |from: u64| (0..5).map(move |k| record(&format!("k{k}"), from + k));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use seawall::backends::{Fault, Op};
 use seawall::fallback::Mode;
-use seawall::operation::{Held, Priority, Version, Write};
+use seawall::operation::{Change, Held, Priority, Version, Write};
 use seawall::record::Key;
 use support::{History, Rig, Site, is_queued, n, properties, record, until};
 
@@ -147,9 +147,11 @@ async fn a_batch_is_never_coalesced_apart() {
     let handle = rig.handle();
     for round in 0..5 {
         history.write(&handle, record("a", 10 * round)).await.expect("is queued");
-        let batch = Write::store_batch([record("a", 10 * round + 1), record("b", 10 * round + 1)]);
+        history.write(&handle, record("b", 10 * round + 1)).await.expect("is queued");
+        // Were it sent in the place of the first, it would pass the second, which it says only a part of.
+        let merged = Change::Merge { key: "b".into(), properties: properties("merged", round) };
+        let batch = Write { changes: vec![Change::Put(record("a", 10 * round + 2)), merged], ..Write::delete("a") };
         history.write(&handle, batch).await.expect("is queued");
-        history.write(&handle, record("b", 10 * round + 2)).await.expect("is queued");
         history.write(&handle, Write::update("a", properties("round", round))).await.expect("is queued");
     }
     rig.recover().await;

@@ -153,7 +153,7 @@ async fn a_long_outage_makes_no_dead_letter() {
     let rig = Rig::in_mode(Mode::QueueWrites).await;
     rig.vector.set(Fault::Down);
     rig.handle().store(record("a", 1)).await.expect("is queued");
-    tokio::time::sleep(Duration::from_secs(24 * 3_600)).await;
+    tokio::time::sleep(Duration::from_secs(6 * 3_600)).await;
     assert_eq!((rig.handle().status().owed, rig.handle().status().dead_letters), (1, 0));
     rig.vector.heal();
     rig.quiet().await;
@@ -214,7 +214,8 @@ async fn a_subscriber_that_keeps_up_sees_every_change_follow_from_the_one_before
 
 #[tokio::test(start_paused = true)]
 async fn what_is_wrong_is_refused_at_the_door_and_no_store_hears_of_it() {
-    let limits = Limits { dimension: Some(3), batch: 3, key_bytes: 16, write_bytes: 1_024, depth: 4, hits: 100 };
+    let limits =
+        Limits { dimension: Some(3), batch: 3, key_bytes: 16, write_bytes: 1_024, nesting: 1, depth: 4, hits: 100 };
     let config = Config { limits, ..Config::default() };
     let rig = Rig::with(config).await;
     let (handle, touched) = (rig.handle(), || rig.graph.faults.counts().total + rig.vector.faults.counts().total);
@@ -245,6 +246,8 @@ async fn what_is_wrong_is_refused_at_the_door_and_no_store_hears_of_it() {
         (embedded(vec![1.0, 2.0]), wrong(2)),
         (embedded(vec![1.0, f32::NAN, 2.0]), not_finite(1)),
         (embedded(vec![1.0, 2.0, f32::NEG_INFINITY]), not_finite(2)),
+        (Write::store(record("a", 1).with("deep", vec![vec![1]])), InvalidInput::TooDeep { limit: 1 }),
+        (Write::update("a", properties("deep", vec![vec![1]])), InvalidInput::TooDeep { limit: 1 }),
         (Write::delete("a").with_timeout(Duration::ZERO), InvalidInput::ZeroTimeout),
     ];
     for (write, expected) in writes {

@@ -204,9 +204,13 @@ async fn a_runtime_that_is_dropped_answers_those_inside() {
         let handle = handle.clone();
         async move { handle.write(write).await }
     });
-    until("it is inside", || handle.status().in_flight == 1).await;
+    let (gateway, sent) = (rig.runtime().gateway(), Write::store(record("b", 1)));
+    let asker = tokio::spawn(async move { ractor::call_t!(gateway, Request::Store, 60_000, sent) });
+    until("they are inside", || handle.status().in_flight == 2).await;
     rig.crash();
     let asked = Instant::now();
+    let answer = asker.await.expect("no panic").expect("an answer through the ref as well");
+    assert!(matches!(answer, Err(Refusal::Unknown { .. })), "{answer:?}");
     let refusal = refused(writer.await.expect("no panic"));
     assert!(matches!(refusal, Refusal::Unknown { operation: told } if told == operation), "{refusal}");
     assert!(asked.elapsed() < Duration::from_secs(1));

@@ -17,7 +17,7 @@ use seawall_actors::journal::{Journal, JournalError, JournalRecord, Ledger, Loss
 use seawall_actors::operation::Version;
 use seawall_actors::plane::{DataPlane, LiveCalls, Store, Versions};
 use seawall_actors::saga::{SagaArguments, SagaCoordinator};
-use seawall_actors::supervisor::{Branch, ChildSpec, OperationTasks, Slot, Strategy, Tree};
+use seawall_actors::supervisor::{Branch, ChildSpec, OperationTasks, RestartConfig, Slot, Strategy, Tree};
 use seawall_actors::sync::{SyncArguments, SyncWorker};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -160,18 +160,23 @@ impl Builder {
         self.check()?;
         let config = self.config.clone();
         let events = Arc::new(EventBus::new());
-        let states = self.open_states().await?;
+        let durable = self.journal.is_none();
         let (journal, found) = self.open_journal(&events).await?;
+        let states = if durable { Some(self.open_states().await?) } else { self.states.take() };
         let fresh = found.is_empty();
-        let ledger = self.read_back(found)?;
+        let (ledger, ended) = self.read_back(found)?;
         let recovered = ledger.len();
 
         let (stores, cells) = self.open_stores(&events, states.as_ref()).await;
         let versions = Versions::after(newest_version(&stores, ledger.highest(), fresh).await);
-        if let Some(reserved) = versions.reservation() {
-            let written = journal.append(vec![reserved]).await;
+        let reservation = versions.reservation();
+        let reserves = reservation.map(|up_to| JournalRecord::Reserved { up_to });
+        let records: Vec<JournalRecord> = ended.into_iter().chain(reserves).collect();
+        if !records.is_empty() {
+            let written = journal.append(records).await;
             written.unwrap_or(Err(JournalError::Closed)).map_err(StartError::JournalWrite)?;
         }
+        reservation.into_iter().for_each(|up_to| versions.reserved(up_to));
 
         let facts = stores.iter().map(|store| facts(store)).collect();
         let fallback =
@@ -199,17 +204,22 @@ impl Builder {
             failed.send_replace(Some(escalation));
         });
         let branch = tree(&plane, &config, &slots, &cells, fallback, sync.clone(), Arc::clone(&prober));
-        let tree = Tree::start(branch, on_escalation).await.map_err(|error| StartError::Actors(error.to_string()))?;
-        let (gateway, _) = Gateway::spawn(None, Gateway, Arc::clone(&door))
-            .await
-            .map_err(|error| StartError::Actors(error.to_string()))?;
-
         let observed = Arc::new(Observed { plane: Arc::clone(&plane), sync, prober, door: Arc::clone(&door) });
         let telemetry = Telemetry::start(&config.metrics, Arc::clone(&observed) as _, events.subscribe()).await?;
         let names = plane.stores.iter().map(|store| store.name.clone());
         let histograms = names.map(|name| (name.clone(), telemetry.probe_duration(&name))).collect();
         // Set once, here.
         let _ = durations.set(histograms);
+        let actors = |error: ractor::SpawnErr| StartError::Actors(error.to_string());
+        let (gateway, _) = Gateway::spawn(None, Gateway, Arc::clone(&door)).await.map_err(actors)?;
+        // Last, for nothing after it can fail and leave a tree behind.
+        let tree = match Tree::start(branch, on_escalation).await {
+            Ok(tree) => tree,
+            Err(error) => {
+                gateway.stop(None);
+                return Err(actors(error));
+            }
+        };
         let heralds = plane.stores.iter().map(|store| herald(store, &plane, &slots)).collect();
         events.publish(EventKind::Started { recovered });
         Ok(Runtime {
@@ -264,22 +274,22 @@ impl Builder {
         Ok((Arc::new(journal), recovered.records))
     }
 
-    async fn open_states(&mut self) -> Result<Option<Arc<dyn BreakerStateStore>>, StartError> {
-        if self.states.is_some() || self.journal.is_some() {
-            return Ok(self.states.take());
+    async fn open_states(&mut self) -> Result<Arc<dyn BreakerStateStore>, StartError> {
+        if let Some(given) = self.states.take() {
+            return Ok(given);
         }
         let dir = self.config.data_dir.join("breakers");
         let opened = blocking(&self.config.data_dir, move || SledStateStore::open(&dir)).await?;
-        Ok(Some(Arc::new(opened.map_err(StartError::Breakers)?)))
+        Ok(Arc::new(opened.map_err(StartError::Breakers)?))
     }
 
-    /// Folds what was found into a ledger.
-    fn read_back(&self, found: Vec<JournalRecord>) -> Result<Ledger, StartError> {
+    /// Folds what was found into a ledger. Gives it with the records of what ends by this start.
+    fn read_back(&self, found: Vec<JournalRecord>) -> Result<(Ledger, Vec<JournalRecord>), StartError> {
         let mut ledger = Ledger::new(self.config.queue.clone());
         for record in &found {
             ledger.apply(record);
         }
-        ledger.release_all();
+        let mut ended = ledger.release_all();
         let known: HashSet<BackendName> = self.backends.iter().map(|backend| backend.name()).collect();
         let owed: HashMap<BackendName, usize> = ledger.backends().map(|(name, owed)| (name.clone(), owed)).collect();
         for (backend, entries) in owed {
@@ -289,9 +299,9 @@ impl Builder {
             if !self.forgotten.contains(&backend) {
                 return Err(StartError::OwedToUnknownBackend { backend, entries });
             }
-            ledger.forget_backend(&backend);
+            ended.extend(ledger.forget_backend(&backend));
         }
-        Ok(ledger)
+        Ok((ledger, ended))
     }
 
     async fn open_stores(
@@ -404,9 +414,11 @@ fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots, durations: Arc
 /// ```text
 /// root            one for one
 /// ├─ core         rest for one: fallback, sagas, sync
-/// ├─ breakers     one for one: one per backend
-/// └─ prober
+/// └─ breakers     one for one: one per backend, and the prober
 /// ```
+///
+/// A branch gives up at its earliest when all the deaths that it forgives have been waited for. The root remembers
+/// for so much longer that a branch which gives up again and again is not forgiven for ever.
 fn tree(
     plane: &Arc<DataPlane>,
     config: &Config,
@@ -417,7 +429,11 @@ fn tree(
     prober: Arc<ProberSetup>,
 ) -> Branch {
     let restarts = &config.supervisor;
-    let branch = |name: &str, strategy, children| {
+    let patient = RestartConfig {
+        window: restarts.window.saturating_mul(restarts.intensity.saturating_add(1)),
+        ..restarts.clone()
+    };
+    let branch = |name: &str, strategy, restarts: &RestartConfig, children| {
         Branch::new(name, strategy, restarts.clone(), Arc::clone(&plane.events), children)
     };
     let sagas = SagaArguments::new(Arc::clone(plane), &config.saga);
@@ -426,7 +442,7 @@ fn tree(
         ChildSpec::actor("saga", slots.saga.clone(), move || (SagaCoordinator, sagas.clone())),
         ChildSpec::actor("sync", slots.sync.clone(), move || (SyncWorker, sync.clone())),
     ];
-    let breakers = plane
+    let mut breakers: Vec<ChildSpec> = plane
         .stores
         .iter()
         .zip(cells)
@@ -436,13 +452,12 @@ fn tree(
             ChildSpec::actor(name, Slot::default(), move || (BreakerActor, BreakerArguments { cell: cell.clone() }))
         })
         .collect();
-    let prober = ChildSpec::actor("prober", slots.prober.clone(), move || (Prober, Arc::clone(&prober)));
+    breakers.push(ChildSpec::actor("prober", slots.prober.clone(), move || (Prober, Arc::clone(&prober))));
     let children = vec![
-        ChildSpec::branch(branch("core", Strategy::RestForOne, core)),
-        ChildSpec::branch(branch("breakers", Strategy::OneForOne, breakers)),
-        prober,
+        ChildSpec::branch(branch("core", Strategy::RestForOne, restarts, core)),
+        ChildSpec::branch(branch("breakers", Strategy::OneForOne, restarts, breakers)),
     ];
-    branch("root", Strategy::OneForOne, children)
+    branch("root", Strategy::OneForOne, &patient, children)
 }
 
 /// Tells the fallback manager and the prober what a breaker decides.

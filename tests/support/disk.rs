@@ -12,12 +12,14 @@ use tokio::sync::oneshot;
 #[derive(Default)]
 pub struct Disk(Mutex<State>);
 
+type Answer = oneshot::Sender<Result<(), JournalError>>;
+
 #[derive(Default)]
 struct State {
     durable: Vec<JournalRecord>,
     noted: Vec<JournalRecord>,
     /// Appends whose sync hangs.
-    held: Option<Vec<(Vec<JournalRecord>, oneshot::Sender<Result<(), JournalError>>)>>,
+    held: Option<Vec<(Vec<JournalRecord>, Answer)>>,
     failed: bool,
     /// The power is off: nothing gets in any more.
     cut: bool,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -20,6 +21,9 @@ use crate::operation::{
 use crate::plane::DataPlane;
 use crate::record::Key;
 use crate::saga::{Operation, SagaConfig};
+
+/// Nobody waits longer than this, whatever a write says: a year.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// Checks requests and starts their tasks; shared by the actor and the handles.
 pub struct Door {
@@ -56,7 +60,7 @@ impl Door {
             Ok(permit) => permit,
             Err(refusal) => return answer.give(Err(refusal)),
         };
-        let deadline = Instant::now() + write.timeout.unwrap_or(self.config.write_timeout);
+        let deadline = Instant::now() + write.timeout.unwrap_or(self.config.write_timeout).min(LONGEST_TIMEOUT);
         let span = tracing::debug_span!("write", operation = %write.operation, changes = write.changes.len());
         let operation = Operation::new(Arc::clone(&self.plane), Arc::clone(&self.saga), write);
         let work = async move {
@@ -173,12 +177,19 @@ impl Door {
         retried: bool,
         change: impl FnOnce(&DataPlane) -> Option<(Vec<JournalRecord>, Vec<DeadLetter>)> + Send + 'static,
     ) {
-        let answer = Answer::new(port, Refusal::DeadlineExceeded);
-        let plane = Arc::clone(&self.plane);
         let retry_after = self.config.retry_after;
+        let unavailable = move |reason: String| Refusal::JournalUnavailable { reason, retry_after };
+        let answer = Answer::new(port, unavailable("it has not answered; the change may be kept all the same".into()));
+        let permit = match self.permit() {
+            Ok(permit) => permit,
+            Err(refusal) => return answer.give(Err(refusal)),
+        };
+        let plane = Arc::clone(&self.plane);
+        let deadline = Instant::now() + self.config.write_timeout;
         self.plane.tasks.spawn(async move {
+            let _permit = permit;
             let Some((records, letters)) = change(&plane) else { return answer.give(Ok(false)) };
-            let written = appended(plane.journal.append(records)).await;
+            let written = plane.journal.append(records);
             for DeadLetter { operation, version, backend, keys, .. } in letters {
                 for key in &keys {
                     plane.fallback.cache().forget(key);
@@ -186,11 +197,10 @@ impl Door {
                 plane.events.publish(EventKind::DeadLetterRemoved { operation, version, backend, retried });
             }
             plane.work.send_replace(());
-            answer.give(
-                written
-                    .map(|()| true)
-                    .map_err(|error| Refusal::JournalUnavailable { reason: error.to_string(), retry_after }),
-            );
+            // Not answered in time: dropped, the answer says so.
+            if let Ok(written) = timeout_at(deadline, appended(written)).await {
+                answer.give(written.map(|()| true).map_err(|error| unavailable(error.to_string())));
+            }
         });
     }
 

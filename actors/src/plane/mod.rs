@@ -4,12 +4,16 @@
 //! message. Nothing in here is lost when an actor dies, and no lock in here is held over an await.
 
 mod locks;
+#[cfg(test)]
+pub(crate) mod rehearsal;
+#[cfg(all(test, any(seawall_loom, seawall_shuttle)))]
+mod schedules;
 mod store;
 mod versions;
 
 pub use locks::{KeyGuard, KeyLocks};
-pub(crate) use store::check_fence;
 pub use store::{FOREIGN_VERSION, LiveCall, LiveCalls, Store};
+pub(crate) use store::{check_fence, is_foreign};
 pub use versions::Versions;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -3,12 +3,12 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::backend::{Applied, Backend, BackendError, BackendName, Capabilities, FencedWrite, Role};
+use crate::backend::{Applied, Backend, BackendError, BackendName, Capabilities, ErrorKind, Fence, FencedWrite, Role};
 use crate::breaker::{BreakerHandle, OwnedLease as Lease};
 use crate::plane::Versions;
+use crate::threads::atomic::{AtomicUsize, Ordering};
 use futures::FutureExt;
 
 /// The code of the error when a backend holds a version that this runtime never gave out.
@@ -80,34 +80,49 @@ impl Store {
         result
     }
 
-    /// Applies a write under a lease, and makes sure that what stood in its way is a version of ours.
+    /// Applies a write under a lease, and makes sure that what stood in its way is a version of ours. `newest` says
+    /// that no later write to its keys was accepted, so that nothing of ours can stand in its way.
     ///
     /// # Errors
     /// As [`call`](Self::call); and when the backend holds a version that this runtime never gave out, so that
-    /// its fence would swallow the write.
+    /// its fence swallowed the write.
     pub async fn apply(
         &self,
         lease: Lease,
         timeout: Duration,
         write: &FencedWrite,
+        newest: bool,
         versions: &Versions,
     ) -> Result<Applied, BackendError> {
         let applied = self.call(lease, timeout, self.backend.apply(write)).await?;
-        check_fence(applied, versions)
+        check_fence(applied, write, newest, versions)
     }
 }
 
-/// Whether what stood in the way of a write is a version that this runtime gave out.
+/// Whether what stood in the way of a write is a version that this runtime gave out. A compensation gives way to
+/// whatever is newer: what it would take back is not there.
 ///
 /// # Errors
-/// When it is not. The versions are raised above it, so that a new try gets through.
-pub(crate) fn check_fence(applied: Applied, versions: &Versions) -> Result<Applied, BackendError> {
-    match applied.superseded_by {
-        Some(version) if !versions.issued(version) => {
-            versions.skip(version);
-            Err(BackendError::refused(format!("the backend holds {version}, which this runtime never gave out"))
-                .with_code(FOREIGN_VERSION))
-        }
-        _ => Ok(applied),
+/// When it is not. The versions are raised above it, so that another write gets through; this one, which has its
+/// version already, never does.
+pub(crate) fn check_fence(
+    applied: Applied,
+    write: &FencedWrite,
+    newest: bool,
+    versions: &Versions,
+) -> Result<Applied, BackendError> {
+    let Some(held) = applied.superseded_by.filter(|held| *held > write.version) else { return Ok(applied) };
+    if write.fence == Fence::Compensation || (!newest && versions.issued(held)) {
+        return Ok(applied);
     }
+    versions.skip(held);
+    // Of several changes some may have gone through.
+    let kind = if write.changes.len() > 1 { ErrorKind::Unknown } else { ErrorKind::Refused };
+    let error = BackendError::new(kind, format!("the backend holds {held}, which this runtime never gave out"));
+    Err(error.with_code(FOREIGN_VERSION).with_retry_after(Duration::ZERO))
+}
+
+/// Whether this is the error of [`check_fence`].
+pub(crate) fn is_foreign(error: &BackendError) -> bool {
+    error.code.as_deref() == Some(FOREIGN_VERSION)
 }

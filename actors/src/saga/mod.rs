@@ -26,6 +26,8 @@
 mod actor;
 mod policy;
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub use actor::{SagaArguments, SagaCoordinator};
 pub use policy::{Failure, LegEnd, Verdict, verdict};

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::backend::{BackendError, BackendName, Happened};
 use crate::fallback::WriteRule;
+use crate::plane::is_foreign;
 
 /// Why a leg is not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +31,8 @@ impl From<&BackendError> for Failure {
         let verdict = error.verdict();
         Self {
             happened: verdict.happened,
-            hopeless: verdict.hopeless,
+            // With the version that it has, it never gets past somebody else's.
+            hopeless: verdict.hopeless || is_foreign(error),
             reason: error.to_string(),
             retry_after: error.retry_after,
         }

@@ -6,17 +6,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::backend::{BackendError, BackendName, Fence, FencedWrite, Happened, Stored};
+use crate::backend::{BackendError, BackendName, Fence, FencedWrite, Happened, Stored, Transaction};
 use crate::breaker::{OwnedLease as Lease, Purpose};
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Plan, WriteRule};
 use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult, appended};
 use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
-use crate::plane::{DataPlane, Store};
+use crate::plane::{DataPlane, Store, check_fence};
 use crate::record::Key;
 use crate::saga::{Durability, Failure, LegEnd, SagaConfig, Verdict, verdict};
 use crate::sync::lane;
+
+/// Calls to a best-effort backend that may be out at once; what it is not told then, it misses.
+const BEST_EFFORT_CALLS: usize = 256;
 
 /// One write on its way.
 pub struct Operation {
@@ -38,6 +41,8 @@ struct Progress {
     acknowledged: bool,
     /// It is decided how the write ends: too late for a receipt that says otherwise.
     concluded: bool,
+    /// What the caller is told, once it is durable that the write is undone.
+    refusal: Option<Refusal>,
 }
 
 /// A backend and, if it is tried now, the permission for its first call.
@@ -56,15 +61,26 @@ struct Leg {
 struct Hold<'a> {
     plane: &'a DataPlane,
     version: Version,
-    /// A backend may have seen the write, or the journal has it.
-    begun: bool,
+    changes: &'a [Change],
+    /// No backend was touched, and the entry is not known to be durable: nobody may finish it.
+    untouched: bool,
+    /// The cache knows how the write ended.
+    remembered: bool,
 }
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        if !self.begun {
+        if self.untouched {
             self.plane.ledger().abandon(self.version);
-        } else if self.plane.ledger().release(self.version) {
+            return;
+        }
+        if !self.remembered {
+            // Nobody knows how it ends, so what was there before may not be there any more.
+            for change in self.changes {
+                self.plane.fallback.cache().invalidate(change.key(), self.version);
+            }
+        }
+        if self.plane.ledger().release(self.version) {
             self.plane.work.send_replace(());
         }
     }
@@ -97,19 +113,22 @@ impl Operation {
     }
 
     fn at_deadline(&self) -> Option<Result<Receipt, Refusal>> {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let version = progress.begun?;
-        let queues = matches!(progress.rule, Some(WriteRule::Queue | WriteRule::Local));
-        if !(progress.durable && queues) || progress.concluded {
-            return Some(Err(Refusal::Unknown { operation: self.write.operation }));
-        }
-        progress.acknowledged = true;
-        let mut ledger = self.plane.ledger();
-        ledger.acknowledge(version);
-        let owing = match ledger.outcome(self.write.operation) {
-            Outcome::Pending { owing, .. } => owing,
-            _ => Vec::new(),
+        let (version, rule) = {
+            let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            let version = progress.begun?;
+            if let Some(refusal) = &progress.refusal {
+                return Some(Err(refusal.clone()));
+            }
+            let rule = progress.rule.clone().filter(|rule| matches!(rule, WriteRule::Queue | WriteRule::Local));
+            let Some(rule) = rule.filter(|_| progress.durable && !progress.concluded) else {
+                return Some(Err(Refusal::Unknown { operation: self.write.operation }));
+            };
+            progress.acknowledged = true;
+            (version, rule)
         };
+        // From here on it is read, by whatever way.
+        self.remember(&rule, version);
+        let owing = self.plane.ledger().acknowledge(version);
         Some(Ok(self.receipt(version, Held::Queued { owing })))
     }
 
@@ -128,7 +147,7 @@ impl Operation {
             return Err(Refusal::JournalUnavailable { reason: plan.reason(), retry_after });
         }
         let admitted = self.admit(&plan, &rule)?;
-        self.room(0)?;
+        self.plane.ledger().room(self.write.weight()).map_err(|full| self.full(full))?;
         let (legs, mut ends) = self.prepare(&rule, admitted).await?;
         self.execute(rule, legs, &mut ends).await
     }
@@ -180,12 +199,8 @@ impl Operation {
         Ok(admitted)
     }
 
-    fn room(&self, bytes: usize) -> Result<(), Refusal> {
-        self.plane.ledger().room(bytes.max(self.write.weight())).map_err(|Full { entries, bytes }| Refusal::QueueFull {
-            entries,
-            bytes,
-            retry_after: self.plane.queue_retry_after,
-        })
+    fn full(&self, Full { entries, bytes }: Full) -> Refusal {
+        Refusal::QueueFull { entries, bytes, retry_after: self.plane.queue_retry_after }
     }
 
     /// Reads what is there, on every backend that is tried: the way back. Nothing is changed yet.
@@ -206,10 +221,10 @@ impl Operation {
                 }
                 let _live = store.live.enter();
                 let images = store.call(lease, self.config.step_timeout, store.backend.read(keys)).await;
-                let leg = images.map(|images| Leg {
-                    undo: Some(way_back(keys, images)),
-                    store: Arc::clone(&store),
-                    lease: None,
+                let leg = images.and_then(|images| {
+                    // What is there must not stand in the way, whoever put it there.
+                    images.iter().flatten().for_each(|image| self.plane.versions.skip(image.version));
+                    Ok(Leg { undo: Some(way_back(keys, images)?), store: Arc::clone(&store), lease: None })
                 });
                 drop(_live);
                 (store, Some(leg))
@@ -246,13 +261,22 @@ impl Operation {
         // A single leg needs no intent before it: there is nothing to be half done.
         let alone = ends.is_empty() && legs.len() == 1;
         let write_first = rule != WriteRule::Memory && !alone;
-        {
-            self.room(intent.weight())?;
-            let now: Vec<BackendName> = legs.iter().map(|leg| leg.store.name.clone()).collect();
-            self.plane.ledger().begin(&intent, &now, false);
-        }
         let strict = write_first && self.config.durability == Durability::Strict;
-        let mut hold = Hold { plane: &self.plane, version, begun: !strict };
+        if rule != WriteRule::Memory && !strict {
+            self.reserve(version).await?;
+        }
+        {
+            let now: Vec<BackendName> = legs.iter().map(|leg| leg.store.name.clone()).collect();
+            let mut ledger = self.plane.ledger();
+            // The same operation under other keys, at the same time.
+            if ledger.version_of(self.write.operation).is_some() {
+                return Err(Refusal::Unknown { operation: self.write.operation });
+            }
+            ledger.room(intent.weight()).map_err(|full| self.full(full))?;
+            ledger.begin(&intent, &now, false);
+        }
+        let changes = &*self.changes;
+        let mut hold = Hold { plane: &self.plane, version, changes, untouched: strict, remembered: false };
         self.note_progress(|progress| (progress.begun, progress.rule) = (Some(version), Some(rule.clone())));
         self.plane.sagas.begun();
 
@@ -265,20 +289,21 @@ impl Operation {
         let until = Instant::now() + self.config.timeout;
         let may_roll_back = rule == WriteRule::Through;
         if strict {
-            self.make_durable(&intent).await?;
-            hold.begun = true;
+            self.make_durable(&intent).await.map_err(|error| self.lost(version, &error, false))?;
+            hold.untouched = false;
             ends.extend(self.run_legs(&mut legs, &write, until, may_roll_back).await);
         } else if write_first {
             let (durable, done) =
                 tokio::join!(self.make_durable(&intent), self.run_legs(&mut legs, &write, until, may_roll_back));
             ends.extend(done);
-            // In every backend is better than in the journal. What is in some, and not in the journal, is taken back
-            // while somebody knows of it.
-            if let (Err(refusal), Some((cause, _))) = (durable, ends.iter().find(|(_, end)| *end != LegEnd::Done)) {
+            // In every backend is better than in the journal; in some of them is not.
+            if durable.is_err()
+                && let Some((cause, failure)) = first_not_done(ends)
+            {
+                self.note_progress(|progress| progress.concluded = true);
                 self.settle(version, ends);
-                let failure = Failure::without_effect("the journal failed");
-                self.roll_back(version, cause, &failure, false).await?;
-                return Err(refusal);
+                self.roll_back(version, &cause, &failure, false).await?;
+                return Err(Refusal::Unknown { operation: self.write.operation });
             }
         } else {
             ends.extend(self.run_legs(&mut legs, &write, until, may_roll_back).await);
@@ -304,7 +329,7 @@ impl Operation {
         rule: &WriteRule,
         ends: &[(BackendName, LegEnd)],
         alone: bool,
-        hold: Hold<'_>,
+        mut hold: Hold<'_>,
     ) -> Result<Receipt, Refusal> {
         let version = intent.version;
         let acknowledged = self.note_progress(|progress| {
@@ -314,19 +339,24 @@ impl Operation {
         match verdict(rule, ends, acknowledged) {
             Verdict::Commit => {
                 let closed = self.plane.ledger().close(version);
-                // A write of one backend takes a version and appends nothing: half a block is left when this is due.
-                self.plane.note(closed.into_iter().chain(self.plane.versions.reservation()).collect());
+                self.plane.note(closed.into_iter().collect());
                 self.plane.sagas.committed();
-                self.remember(rule, version);
+                hold.remembered = true;
+                if !acknowledged {
+                    self.remember(rule, version);
+                }
                 Ok(self.receipt(version, Held::Committed))
             }
             Verdict::Owe(owing) => {
                 if alone && *rule != WriteRule::Memory {
-                    self.make_durable_or_forget(intent).await?;
+                    self.make_durable(intent).await.map_err(|error| self.lost(version, &error, perhaps(ends)))?;
                 }
                 self.plane.note(done_records(version, ends));
                 self.plane.sagas.queued();
-                self.remember(rule, version);
+                hold.remembered = true;
+                if !acknowledged {
+                    self.remember(rule, version);
+                }
                 drop(hold);
                 let held = match rule {
                     WriteRule::Memory => Held::Volatile { owing },
@@ -337,7 +367,7 @@ impl Operation {
             Verdict::RollBack { cause, failure } if alone => {
                 if failure.happened == Happened::Perhaps {
                     // Nobody knows; so it is made to have happened, and the caller can ask for that.
-                    self.make_durable_or_forget(intent).await?;
+                    self.make_durable(intent).await.map_err(|error| self.lost(version, &error, true))?;
                     return Err(Refusal::Unknown { operation: self.write.operation });
                 }
                 self.plane.ledger().abandon(version);
@@ -349,6 +379,7 @@ impl Operation {
                 Err(give_up(cause, failure))
             }
             Verdict::Park { cause, failure } => {
+                hold.remembered = true;
                 let letter =
                     JournalRecord::DeadLetter { version, backend: cause.clone(), reason: failure.reason.clone() };
                 self.plane.ledger().apply(&letter);
@@ -390,15 +421,23 @@ impl Operation {
             ending,
         });
         self.plane.sagas.rolled_back();
+        let mut written = Ok(());
         if durable {
             // Without this the refusal could turn out untrue after a crash.
-            appended(self.plane.journal.append(vec![record])).await.map_err(|_| Refusal::Unknown { operation })?;
+            written = appended(self.plane.journal.append(vec![record.clone()])).await;
+            match written {
+                Ok(()) => {
+                    let refusal = give_up(cause.clone(), failure.clone());
+                    self.note_progress(|progress| progress.refusal = Some(refusal));
+                }
+                Err(_) => self.plane.note(vec![record]),
+            }
         }
         if !finished {
             self.plane.events.publish(EventKind::SagaCompensating { operation, version, cause: cause.clone() });
             self.compensate(version).await;
         }
-        Ok(())
+        written.map_err(|_| Refusal::Unknown { operation })
     }
 
     async fn compensate(&self, version: Version) {
@@ -447,10 +486,9 @@ impl Operation {
         for (store, transaction) in open {
             let goes = |(_, end): &(_, LegEnd)| if may_roll_back { *end == LegEnd::Done } else { !is_hopeless(end) };
             let end = if ends.iter().all(goes) {
-                self.commit_native(&store, transaction, until).await
+                self.commit_native(&store, transaction, write, until).await
             } else {
-                // Nothing of this leg ever becomes visible.
-                let _ = tokio::time::timeout_at(until, transaction.rollback()).await;
+                self.roll_back_native(&store, transaction).await;
                 LegEnd::Failed(Failure::without_effect("rolled back, because another backend failed"))
             };
             ends.push((store.name.clone(), end));
@@ -463,7 +501,7 @@ impl Operation {
         leg: &mut Leg,
         write: &FencedWrite,
         until: Instant,
-    ) -> (Arc<Store>, Result<Box<dyn crate::backend::Transaction>, Failure>) {
+    ) -> (Arc<Store>, Result<Box<dyn Transaction>, Failure>) {
         let store = Arc::clone(&leg.store);
         let result = match (self.lease(leg), store.backend.transactions()) {
             (Ok(lease), Some(transactions)) => {
@@ -481,19 +519,32 @@ impl Operation {
         (store, result)
     }
 
-    async fn commit_native(&self, store: &Store, open: Box<dyn crate::backend::Transaction>, until: Instant) -> LegEnd {
+    async fn commit_native(
+        &self,
+        store: &Store,
+        open: Box<dyn Transaction>,
+        write: &FencedWrite,
+        until: Instant,
+    ) -> LegEnd {
         let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Live) else {
-            let _ = tokio::time::timeout_at(until, open.rollback()).await;
+            // Dropped, it rolls back by itself: nobody calls behind an open breaker.
             return LegEnd::Failed(Failure::without_effect("its breaker opened before the commit"));
         };
         let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
         let committed = store.call(lease, timeout, open.commit()).await;
-        match committed.and_then(|applied| crate::plane::check_fence(applied, &self.plane.versions)) {
+        match committed.and_then(|applied| check_fence(applied, write, true, &self.plane.versions)) {
             Ok(_) => LegEnd::Done,
             Err(error) => {
                 self.hear(store, &error);
                 LegEnd::Failed(Failure::from(&error))
             }
+        }
+    }
+
+    /// Takes back what never became visible; whether that succeeds or not, nothing of it ever will.
+    async fn roll_back_native(&self, store: &Store, open: Box<dyn Transaction>) {
+        if let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Compensation) {
+            let _ = store.call(lease, self.config.step_timeout, open.rollback()).await;
         }
     }
 
@@ -514,7 +565,7 @@ impl Operation {
                 Err(failure) => return (store.name.clone(), LegEnd::Failed(Failure { happened, ..failure })),
             };
             let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
-            let error = match store.apply(lease, timeout, write, &self.plane.versions).await {
+            let error = match store.apply(lease, timeout, write, true, &self.plane.versions).await {
                 Ok(_) => break,
                 Err(error) => error,
             };
@@ -525,7 +576,8 @@ impl Operation {
             }
             let wait = error.retry_after.unwrap_or_default().max(self.config.wait_before(retry));
             let again = may_roll_back && !failure.hopeless && retry < self.config.max_retries;
-            if !again || Instant::now() + wait >= until {
+            // A store may ask for any wait.
+            if !again || wait >= until.saturating_duration_since(Instant::now()) {
                 return (store.name.clone(), LegEnd::Failed(Failure { happened, ..failure }));
             }
             sleep(wait).await;
@@ -545,28 +597,51 @@ impl Operation {
         }
     }
 
-    async fn make_durable(&self, intent: &Arc<Intent>) -> Result<(), Refusal> {
+    async fn make_durable(&self, intent: &Arc<Intent>) -> Result<(), JournalError> {
         let mut records = vec![JournalRecord::Intent(Arc::clone(intent))];
-        records.extend(self.plane.versions.reservation());
-        match appended(self.plane.journal.append(records)).await {
-            Ok(()) => {
-                self.plane.ledger().set_durable(intent.version);
-                self.note_progress(|progress| progress.durable = true);
-                Ok(())
-            }
-            Err(JournalError::Closed) => Err(Refusal::ShuttingDown),
-            // The intent may be found when the disk is read again.
-            Err(_) => Err(Refusal::Unknown { operation: self.write.operation }),
-        }
+        let reservation = self.plane.versions.reservation();
+        records.extend(reservation.map(|up_to| JournalRecord::Reserved { up_to }));
+        appended(self.plane.journal.append(records)).await?;
+        reservation.into_iter().for_each(|up_to| self.plane.versions.reserved(up_to));
+        self.plane.ledger().set_durable(intent.version);
+        self.note_progress(|progress| progress.durable = true);
+        Ok(())
     }
 
-    /// The same for a write whose one leg could not be done: what is not written down is not kept.
-    async fn make_durable_or_forget(&self, intent: &Arc<Intent>) -> Result<(), Refusal> {
-        let durable = self.make_durable(intent).await;
-        if durable.is_err() {
-            self.plane.ledger().abandon(intent.version);
+    /// Makes sure that no restart gives out a version again which a backend will see before its intent is durable.
+    async fn reserve(&self, version: Version) -> Result<(), Refusal> {
+        let versions = &self.plane.versions;
+        while !versions.is_reserved(version)
+            && let Some(up_to) = versions.reservation()
+        {
+            appended(self.plane.journal.append(vec![JournalRecord::Reserved { up_to }])).await.map_err(|error| {
+                match error {
+                    JournalError::Closed => Refusal::ShuttingDown,
+                    error => Refusal::JournalUnavailable {
+                        reason: error.to_string(),
+                        retry_after: self.plane.queue_retry_after,
+                    },
+                }
+            })?;
+            versions.reserved(up_to);
         }
-        durable
+        Ok(())
+    }
+
+    /// A write that no backend is known to have, and whose intent could not be kept: nobody finishes it. `perhaps` a
+    /// backend has it all the same.
+    fn lost(&self, version: Version, error: &JournalError, perhaps: bool) -> Refusal {
+        let operation = self.write.operation;
+        self.plane.ledger().abandon(version);
+        if perhaps {
+            return Refusal::Unknown { operation };
+        }
+        if *error == JournalError::Closed {
+            return Refusal::ShuttingDown;
+        }
+        // Should the disk have the intent after all, it is over. Until this is written, nobody knows.
+        self.plane.note(vec![JournalRecord::Closed { version, operation, ending: Ending::RolledBack }]);
+        Refusal::Unknown { operation }
     }
 
     fn intent(&self, legs: &[Leg], ends: &[(BackendName, LegEnd)]) -> Arc<Intent> {
@@ -609,7 +684,7 @@ impl Operation {
 
     /// Tells the write to caches and copies. Nobody waits for them, and what they miss is their loss.
     fn tell_best_effort(&self, version: Version) {
-        for store in self.plane.best_effort() {
+        for store in self.plane.best_effort().filter(|store| store.live.count() < BEST_EFFORT_CALLS) {
             let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Live) else { continue };
             let write = FencedWrite {
                 operation: self.write.operation,
@@ -619,6 +694,7 @@ impl Operation {
             };
             let (store, timeout) = (Arc::clone(store), self.config.step_timeout);
             self.plane.tasks.spawn(async move {
+                let _live = store.live.enter();
                 let _ = store.call(lease, timeout, store.backend.apply(&write)).await;
             });
         }
@@ -644,14 +720,19 @@ impl Operation {
 }
 
 /// What restores each key to what was read.
-fn way_back(keys: &[Key], images: Vec<Option<Stored>>) -> Arc<[Change]> {
-    keys.iter()
-        .zip(images)
-        .map(|(key, image)| match image.and_then(|stored| stored.record) {
-            Some(record) => Change::Put(record),
-            None => Change::Delete { key: key.clone() },
-        })
-        .collect()
+///
+/// # Errors
+/// When the backend did not answer for every key.
+fn way_back(keys: &[Key], images: Vec<Option<Stored>>) -> Result<Arc<[Change]>, BackendError> {
+    if images.len() != keys.len() {
+        let message = format!("it was asked for {} keys and answered for {}", keys.len(), images.len());
+        return Err(BackendError::transient(message));
+    }
+    let restore = |(key, image): (&Key, Option<Stored>)| match image.and_then(|stored| stored.record) {
+        Some(record) => Change::Put(record),
+        None => Change::Delete { key: key.clone() },
+    };
+    Ok(keys.iter().zip(images).map(restore).collect())
 }
 
 /// A change that can be told to a copy which may have missed earlier ones: it cannot merge, only forget.
@@ -666,11 +747,29 @@ fn done_records(version: Version, ends: &[(BackendName, LegEnd)]) -> Vec<Journal
         .collect()
 }
 
+fn first_not_done(ends: &[(BackendName, LegEnd)]) -> Option<(BackendName, Failure)> {
+    ends.iter().find_map(|(backend, end)| match end {
+        LegEnd::Done => None,
+        LegEnd::Owed => Some((backend.clone(), Failure::without_effect("it owes an older write"))),
+        LegEnd::Failed(failure) => Some((backend.clone(), failure.clone())),
+    })
+}
+
+/// Whether a leg that is not done may have been done all the same.
+fn perhaps(ends: &[(BackendName, LegEnd)]) -> bool {
+    ends.iter().any(|(_, end)| matches!(end, LegEnd::Failed(failure) if failure.happened == Happened::Perhaps))
+}
+
 fn is_hopeless(end: &LegEnd) -> bool {
     matches!(end, LegEnd::Failed(failure) if failure.hopeless)
 }
 
 fn give_up(backend: BackendName, failure: Failure) -> Refusal {
     let Failure { hopeless, reason, retry_after, .. } = failure;
-    if hopeless { Refusal::Rejected { backend, reason } } else { Refusal::RolledBack { backend, reason, retry_after } }
+    // What may be tried again, in another write, is not rejected for what it is.
+    if hopeless && retry_after.is_none() {
+        Refusal::Rejected { backend, reason }
+    } else {
+        Refusal::RolledBack { backend, reason, retry_after }
+    }
 }

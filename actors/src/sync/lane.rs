@@ -8,11 +8,11 @@ use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 
 use crate::backend::{BackendName, Fence, FencedWrite};
-use crate::breaker::{OwnedLease as Lease, Purpose};
+use crate::breaker::{BreakerState, OwnedLease as Lease, Purpose};
 use crate::event::EventKind;
 use crate::fallback::Access;
 use crate::journal::{JournalRecord, Step, StepResult};
-use crate::plane::{DataPlane, FOREIGN_VERSION, Store};
+use crate::plane::{DataPlane, Store, is_foreign};
 use crate::sync::{DrainWindow, LaneStatus, SyncConfig};
 
 /// How long a lane that was refused waits before it asks the gate again, if nothing wakes it earlier.
@@ -64,11 +64,12 @@ impl Lane {
         let mut work = self.plane.work.subscribe();
         let mut plans = self.plane.fallback.plan().subscribe();
         let mut breaker = self.store.breaker.watch();
+        let mut window = DrainWindow::new(&self.config);
         loop {
             work.mark_unchanged();
             plans.mark_unchanged();
             breaker.mark_unchanged();
-            let pause = if self.may_drain() { self.drain().await } else { Pause::Idle };
+            let pause = if self.may_drain() { self.drain(&mut window).await } else { Pause::Idle };
             let until = match pause {
                 Pause::Idle => None,
                 Pause::Until(until) => Some(until),
@@ -96,8 +97,8 @@ impl Lane {
     }
 
     /// Works until nothing is left, a step fails or the gate refuses.
-    async fn drain(&self) -> Pause {
-        let mut window = DrainWindow::new(&self.config);
+    async fn drain(&self, window: &mut DrainWindow) -> Pause {
+        window.begin();
         let mut running = FuturesUnordered::new();
         let mut pause = None;
         let mut session = Session::default();
@@ -121,7 +122,7 @@ impl Lane {
                 StepResult::Done => window.succeeded(),
                 StepResult::Dead(_) => {}
                 StepResult::Again => {
-                    let wait = self.status.failed(&mut window, &self.config);
+                    let wait = self.status.failed(window, &self.config);
                     pause = Some(Instant::now() + wait);
                 }
             }
@@ -137,6 +138,10 @@ impl Lane {
     async fn work(&self, taken: Taken<'_>, step: Step, lease: Lease) -> StepResult {
         let result = attempt(&self.plane, &self.store, lease, &step, self.config.step_timeout).await;
         taken.settle(&result);
+        // An outage says nothing about this step.
+        if result == StepResult::Again && self.store.breaker.view().state == BreakerState::Closed {
+            self.plane.ledger().failed(&self.store.name, &step);
+        }
         result
     }
 }
@@ -193,7 +198,7 @@ pub(crate) async fn attempt(
         fence: if step.undo { Fence::Compensation } else { Fence::Write },
         changes: Arc::clone(&step.changes),
     };
-    match store.apply(lease, timeout, &write, &plane.versions).await {
+    match store.apply(lease, timeout, &write, false, &plane.versions).await {
         Ok(_) => {
             if plane.fallback.plan().load().access(&store.name) == Access::ReadOnly {
                 plane.fallback.write_accepted(store.name.clone());
@@ -205,7 +210,7 @@ pub(crate) async fn attempt(
                 plane.fallback.write_refused(store.name.clone());
             }
             // A version of somebody else's stays in the way for ever: a person has to look.
-            if error.verdict().hopeless || error.code.as_deref() == Some(FOREIGN_VERSION) {
+            if error.verdict().hopeless || is_foreign(&error) {
                 StepResult::Dead(error.to_string())
             } else {
                 StepResult::Again
@@ -216,13 +221,12 @@ pub(crate) async fn attempt(
 
 /// Gives a step back to the ledger, and tells the journal and everybody else.
 pub(crate) fn settle(plane: &DataPlane, backend: &BackendName, step: &Step, result: &StepResult) {
-    let (records, wake) = {
+    let (records, others) = {
         let mut ledger = plane.ledger();
-        let records = ledger.settle(backend, step, result);
-        // A write may have waited for this compensation, or the other way round: that is another lane's work.
-        (records, ledger.ready(backend, !step.undo) > 0)
+        (ledger.settle(backend, step, result), ledger.ready(backend, !step.undo))
     };
-    if wake {
+    if others > 0 {
+        // A write may have waited for this compensation, or the other way round, and another lane has it.
         plane.work.send_replace(());
     }
     for record in &records {

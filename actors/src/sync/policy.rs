@@ -19,6 +19,12 @@ impl DrainWindow {
         Self { size: 1, most: config.concurrency.max(1), failures: 0 }
     }
 
+    /// A stretch of draining begins: with one step, whatever the last one had come to. Failures in a row go on
+    /// counting.
+    pub fn begin(&mut self) {
+        self.size = 1;
+    }
+
     /// How many steps may run while users have this many calls on the backend. Never none: the drain yields, but it
     /// does not starve.
     #[must_use]
@@ -66,8 +72,27 @@ mod tests {
                     prop_assert_eq!(window.allows(0), 1);
                 }
                 prop_assert!((1..=config.concurrency).contains(&window.allows(live)));
+                if live == 0 {
+                    window.begin();
+                    prop_assert_eq!(window.allows(0), 1);
+                }
                 prop_assert!(window.allows(live) <= window.allows(0));
             }
         }
+    }
+
+    #[test]
+    fn waits_double_with_failures_in_a_row_also_over_stretches_and_begin_anew_with_a_success() {
+        let config = SyncConfig::default();
+        let mut window = DrainWindow::new(&config);
+        let wait = |window: &mut DrainWindow| {
+            window.begin();
+            window.failed(&config, 1.0)
+        };
+        let waits: Vec<Duration> = (0..10).map(|_| wait(&mut window)).collect();
+        let expected = (0..10).map(|n| (config.backoff * (1 << n)).min(config.max_backoff));
+        assert_eq!(waits, expected.collect::<Vec<_>>());
+        window.succeeded();
+        assert_eq!(wait(&mut window), config.backoff);
     }
 }

@@ -3,6 +3,7 @@ mod failure;
 mod format;
 mod generations;
 mod model;
+mod sweep;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,9 +1,8 @@
 //! How records and sagas change the ledger.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 
-use super::{Decision, Entry, Ledger, Leg, LegState};
+use super::{Bar, Decision, Entry, Ledger, Leg, LegState};
 use crate::backend::BackendName;
 use crate::journal::{Ending, Intent, JournalRecord};
 use crate::operation::{OperationId, Version};
@@ -36,12 +35,26 @@ impl Ledger {
     }
 
     /// Lets go of legs and entries that were being worked on: after recovery, nobody works on anything.
-    /// A leg in flight may have happened.
-    pub fn release_all(&mut self) {
+    /// A leg in flight may have happened. Entries for which nobody owes anything, but of which the last record was
+    /// lost, are closed: gives the records that say so.
+    #[must_use]
+    pub fn release_all(&mut self) -> Vec<JournalRecord> {
         let versions: Vec<Version> = self.entries.keys().copied().collect();
-        for version in versions {
-            self.release(version);
-        }
+        versions
+            .into_iter()
+            .filter_map(|version| {
+                self.release(version);
+                self.close(version)
+            })
+            .collect()
+    }
+
+    /// The caller of a saga that still works gets its receipt: readers see the write from here on. Gives the
+    /// backends that owe it.
+    pub fn acknowledge(&mut self, version: Version) -> Vec<BackendName> {
+        let Some(entry) = self.entries.get_mut(&version) else { return Vec::new() };
+        entry.acknowledged = true;
+        entry.legs.iter().filter(|leg| leg.state.is_owing()).map(|leg| leg.backend.clone()).collect()
     }
 
     /// Adds an accepted write that a saga works on: the legs in `now` are in flight, the others owed.
@@ -65,26 +78,18 @@ impl Ledger {
         }
     }
 
-    /// The caller has a receipt, though the saga goes on: readers see the entry from here on.
-    pub fn acknowledge(&mut self, version: Version) {
-        if let Some(entry) = self.entries.get_mut(&version) {
-            entry.acknowledged = true;
-        }
-    }
-
     /// The saga lets go of its entry: what is not finished is the drain's from here on, and readers see it. Says
     /// whether anything is left.
     pub fn release(&mut self, version: Version) -> bool {
         let Some(entry) = self.entries.get_mut(&version) else { return false };
-        (entry.held, entry.acknowledged) = (false, true);
-        let undo = entry.decision.is_some();
-        for leg in &mut entry.legs {
-            if leg.state == LegState::InFlight {
-                leg.attempted = true;
-                leg.state = if undo { LegState::UndoOwed } else { LegState::Owed };
-            }
+        entry.held = false;
+        for leg in entry.legs.iter_mut().filter(|leg| leg.state == LegState::InFlight) {
+            leg.attempted = true;
         }
-        self.refresh(version);
+        for (backend, state) in entry.states() {
+            let state = if state == LegState::InFlight { LegState::Owed } else { state };
+            self.set(version, &backend, state);
+        }
         true
     }
 
@@ -128,30 +133,26 @@ impl Ledger {
         }
     }
 
-    /// Lets go of everything that is owed to a backend that is no longer there.
-    pub fn forget_backend(&mut self, backend: &BackendName) {
+    /// Lets go of everything that is owed to a backend that is no longer there: gives what is to be written down.
+    #[must_use]
+    pub fn forget_backend(&mut self, backend: &BackendName) -> Vec<JournalRecord> {
+        let mut records = Vec::new();
         let versions: Vec<Version> = self.entries.keys().copied().collect();
         for version in versions {
             let Some(entry) = self.entries.get(&version) else { continue };
-            let goal = if entry.decision.is_some() { LegState::Undone } else { LegState::Done };
-            if let Some(entry) = self.entries.get_mut(&version)
-                && let Some(leg) = entry.leg_mut(backend)
-            {
-                leg.state = goal;
+            if entry.leg(backend).is_none_or(|leg| leg.state.is_finished()) {
+                continue;
             }
+            let (decided, backend) = (entry.decision.is_some(), backend.clone());
+            let record = if decided {
+                JournalRecord::Undone { version, backend }
+            } else {
+                JournalRecord::Done { version, backend }
+            };
+            self.apply(&record);
+            records.push(self.close(version).unwrap_or(record));
         }
-        self.lanes.remove(backend);
-        self.dead = self
-            .entries
-            .values()
-            .flat_map(|entry| &entry.legs)
-            .filter(|leg| matches!(leg.state, LegState::Dead(_)))
-            .count();
-        let versions: Vec<Version> = self.entries.keys().copied().collect();
-        for version in versions {
-            self.refresh(version);
-            let _ = self.close(version);
-        }
+        records
     }
 
     /// A dead letter is to be tried again.
@@ -209,7 +210,7 @@ impl Ledger {
             let place = chain.partition_point(|other| *other < version);
             chain.insert(place, version);
         }
-        let legs = intent
+        let legs: Vec<Leg> = intent
             .owes
             .iter()
             .map(|backend| Leg {
@@ -217,33 +218,32 @@ impl Ledger {
                 state: LegState::Owed,
                 // Read back after a crash: whoever registered how to take it back was about to do it.
                 attempted: !held && intent.undo.iter().any(|(name, _)| name == backend),
+                died: false,
+                parked: false,
+                failed: 0,
+                place: None,
             })
             .collect();
         for backend in &intent.owes {
             self.lanes.entry(backend.clone()).or_default().owed += 1;
         }
-        self.entries.insert(version, Entry { intent, legs, decision: None, durable, held, acknowledged: !held, bytes });
-        self.refresh(version);
+        let (intent, backends) = (Arc::clone(&intent), intent.owes.clone());
+        let entry = Entry { intent, legs, decision: None, durable, held, acknowledged: false, passable: false, bytes };
+        self.entries.insert(version, entry);
+        for backend in &backends {
+            self.refresh(version, backend);
+            // After a record that is written down anew, there may be later ones already.
+            self.refresh_followers(version, backend, true);
+        }
     }
 
     fn remove(&mut self, version: Version) {
-        let Some(entry) = self.entries.remove(&version) else { return };
+        let Some(mut entry) = self.entries.remove(&version) else { return };
         self.bytes -= entry.bytes;
-        // A later try of the same operation may have taken the place.
         if self.operations.get(&entry.intent.operation) == Some(&version) {
             self.operations.remove(&entry.intent.operation);
         }
         self.deciding -= usize::from(entry.decision.is_some());
-        for leg in &entry.legs {
-            if matches!(leg.state, LegState::Dead(_)) {
-                self.dead -= 1;
-            }
-            if let Some(lane) = self.lanes.get_mut(&leg.backend) {
-                lane.owed -= usize::from(!matches!(leg.state, LegState::Done | LegState::Undone));
-                lane.ready.remove(&(Reverse(entry.intent.priority), version));
-                lane.ready_undo.remove(&version);
-            }
-        }
         for change in &*entry.intent.changes {
             if let Some(chain) = self.chains.get_mut(change.key()) {
                 chain.retain(|other| *other != version);
@@ -252,7 +252,17 @@ impl Ledger {
                 }
             }
         }
-        self.refresh_followers(&entry.intent, version);
+        for leg in &mut entry.legs {
+            self.dead -= usize::from(matches!(leg.state, LegState::Dead(_)));
+            if let Some(lane) = self.lanes.get_mut(&leg.backend) {
+                lane.owed -= usize::from(!leg.state.is_finished());
+                lane.put(&mut leg.place, None);
+            }
+        }
+        for leg in entry.legs.iter().filter(|leg| leg.bar() != Bar::Open) {
+            let later = self.later(&entry.intent, version, &leg.backend, leg.bar() == Bar::Merges);
+            self.ripple(later, &leg.backend);
+        }
     }
 
     pub(super) fn set(&mut self, version: Version, backend: &BackendName, state: LegState) {
@@ -261,22 +271,25 @@ impl Ledger {
             // Too late: the write is being undone, so what has just arrived has to go again.
             LegState::Done | LegState::Owed if entry.decision.is_some() => match entry.undo_for(backend) {
                 Some(_) => LegState::UndoOwed,
+                // A person has discarded it meanwhile: what has arrived stays.
+                None if entry.leg(backend).is_some_and(|leg| leg.state == LegState::Undone) => LegState::Undone,
                 None => LegState::Dead(NO_PRE_IMAGE.to_owned()),
             },
             state => state,
         };
+        let is_dead = matches!(state, LegState::Dead(_));
+        entry.passable |= is_dead;
         let Some(leg) = entry.leg_mut(backend) else { return };
-        let before = std::mem::replace(&mut leg.state, state.clone());
-        let finished = |state: &LegState| matches!(state, LegState::Done | LegState::Undone);
-        let is_dead = |state: &LegState| matches!(state, LegState::Dead(_));
-        self.dead = self.dead + usize::from(is_dead(&state)) - usize::from(is_dead(&before));
+        leg.died |= is_dead;
+        let (was, before) = (leg.bar(), std::mem::replace(&mut leg.state, state));
+        self.dead = self.dead + usize::from(is_dead) - usize::from(matches!(before, LegState::Dead(_)));
         if let Some(lane) = self.lanes.get_mut(backend) {
-            lane.owed = lane.owed + usize::from(finished(&before)) - usize::from(finished(&state));
+            lane.owed = lane.owed + usize::from(before.is_finished()) - usize::from(leg.state.is_finished());
         }
-        let intent = Arc::clone(&entry.intent);
-        self.refresh(version);
-        if before.blocks() != state.blocks() {
-            self.refresh_followers(&intent, version);
+        self.refresh(version, backend);
+        let is = self.bar(version, backend);
+        if was != is {
+            self.refresh_followers(version, backend, [was, is].contains(&Bar::Merges));
         }
     }
 

@@ -14,14 +14,16 @@
 mod fold;
 mod lanes;
 mod overlay;
+#[cfg(test)]
+mod tests;
 
 pub use lanes::{Step, StepResult};
-pub use overlay::Overlay;
+pub use overlay::{Overlay, Pending};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use self::lanes::Lane;
+use self::lanes::{Lane, Place};
 use crate::backend::BackendName;
 use crate::journal::{Ending, Intent, JournalRecord, QueueConfig};
 use crate::operation::{Change, OperationId, Outcome, Version};
@@ -45,10 +47,26 @@ pub enum LegState {
 }
 
 impl LegState {
-    /// Whether later writes of the key have to wait for this leg. A dead letter blocks nobody.
-    fn blocks(&self) -> bool {
+    /// Whether work is left that nobody has to ask for.
+    fn is_owing(&self) -> bool {
         matches!(self, Self::Owed | Self::InFlight | Self::UndoOwed)
     }
+
+    fn is_finished(&self) -> bool {
+        matches!(self, Self::Done | Self::Undone)
+    }
+}
+
+/// How a leg stands in the way of later writes of its keys on its backend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bar {
+    /// Not at all.
+    Open,
+    /// A merge has to wait: without this write it would be merged into the wrong thing, and what is merged could
+    /// not be told apart later. A change that says all may pass.
+    Merges,
+    /// Everything has to wait.
+    All,
 }
 
 #[derive(Debug)]
@@ -57,6 +75,25 @@ struct Leg {
     state: LegState,
     /// The backend may have the write, though nobody has seen it confirm.
     attempted: bool,
+    /// It was a dead letter, and may be one still.
+    died: bool,
+    /// It is a merge that waits for a dead letter, and so for a person.
+    parked: bool,
+    /// How often the drain has failed with it while the backend was well.
+    failed: u32,
+    /// Where it is among the ready ones of its lane, if it is.
+    place: Option<Place>,
+}
+
+impl Leg {
+    fn bar(&self) -> Bar {
+        match self.state {
+            LegState::Done | LegState::Undone => Bar::Open,
+            LegState::Dead(_) => Bar::Merges,
+            LegState::Owed if self.parked => Bar::Merges,
+            LegState::Owed | LegState::InFlight | LegState::UndoOwed => Bar::All,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -74,8 +111,10 @@ struct Entry {
     durable: bool,
     /// A saga works on it. Until it lets go, the drain leaves the entry alone.
     held: bool,
-    /// Its caller has a receipt, so readers see it. Without one they do not until the saga lets go.
+    /// The caller has a receipt: readers see it though it is held.
     acknowledged: bool,
+    /// It is, or has been, such that a later write of its keys could be finished before it.
+    passable: bool,
     bytes: usize,
 }
 
@@ -86,6 +125,10 @@ impl Entry {
 
     fn leg_mut(&mut self, backend: &BackendName) -> Option<&mut Leg> {
         self.legs.iter_mut().find(|leg| leg.backend == *backend)
+    }
+
+    fn states(&self) -> Vec<(BackendName, LegState)> {
+        self.legs.iter().map(|leg| (leg.backend.clone(), leg.state.clone())).collect()
     }
 
     fn undo_for(&self, backend: &BackendName) -> Option<&Arc<[Change]>> {
@@ -247,7 +290,7 @@ impl Ledger {
         let legs = |wanted: fn(&LegState) -> bool| -> Vec<BackendName> {
             entry.legs.iter().filter(|leg| wanted(&leg.state)).map(|leg| leg.backend.clone()).collect()
         };
-        let owing = legs(LegState::blocks);
+        let owing = legs(LegState::is_owing);
         let refused_by = legs(|state| matches!(state, LegState::Dead(_)));
         if !refused_by.is_empty() {
             Outcome::DeadLetter { version, refused_by }
@@ -301,6 +344,11 @@ impl Ledger {
         let Some(entry) = self.entries.get(&version) else { return Vec::new() };
         let mut records = vec![JournalRecord::Intent(Arc::clone(&entry.intent))];
         let backend = |leg: &Leg| leg.backend.clone();
+        for leg in entry.legs.iter().filter(|leg| leg.died && !matches!(leg.state, LegState::Dead(_))) {
+            let reason = "tried again since".to_owned();
+            records.push(JournalRecord::DeadLetter { version, backend: backend(leg), reason });
+            records.push(JournalRecord::Revived { version, backend: backend(leg) });
+        }
         records.extend(
             entry
                 .legs

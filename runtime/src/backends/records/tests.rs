@@ -3,7 +3,7 @@ use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use proptest::prelude::*;
 use seawall_actors::backend::{Backend, ErrorKind, Fence, FencedWrite, Health, Stored};
@@ -414,6 +414,58 @@ async fn a_failed_store_reopens_itself_on_the_next_use_after_its_backoff() {
     tokio::time::sleep(error.retry_after.expect("it says when")).await;
     store.apply(&put(3, Record::new("k"))).await.expect("applies");
     assert_eq!(get(&store, "k").await.expect("held").version, Version(3));
+}
+
+/// A disk one step of which fails.
+struct OneStep(AtomicI64);
+
+impl FaultHook for OneStep {
+    fn before(&self, _: Step) -> io::Result<()> {
+        // Input/output error.
+        if self.0.fetch_sub(1, Ordering::SeqCst) == 0 { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    }
+}
+
+/// Trap 19, for the stores: whichever step of the disk fails, a write that was answered is there, and one whose outcome
+/// is not known can be sent again.
+#[tokio::test(start_paused = true)]
+async fn trap_19_whatever_step_of_the_disk_fails_what_was_applied_is_there() {
+    let scratch = || tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
+    for at in 0.. {
+        let dir = scratch();
+        let fault = Arc::new(OneStep(AtomicI64::new(at)));
+        let options = GuardOptions { fault: Some(Arc::clone(&fault) as _), ..GuardOptions::rewriting() };
+        let opened = GraphBackend::open_with(dir.path().to_owned(), GraphConfig::default(), options);
+        let mut model = Model::default();
+        if let Ok(store) = opened {
+            for version in 1..=12 {
+                let key = KEYS[version as usize % KEYS.len()];
+                let write = match version % 4 {
+                    0 => delete(version, key),
+                    1 => put(version, Record::new(key).with("text", "x".repeat(6_000))),
+                    _ => put(version, Record::new(key).with("x", version)),
+                };
+                let mut tries = 0;
+                while let Err(error) = store.apply(&write).await {
+                    assert_ne!(error.kind, ErrorKind::Permanent, "{error}");
+                    tries += 1;
+                    assert!(tries < 5, "step {at}: {error}");
+                    tokio::time::sleep(error.retry_after.unwrap_or_default()).await;
+                }
+                model.apply(&write);
+                assert_eq!(get(&store, key).await.as_ref(), model.0.get(&key.into()), "step {at}");
+            }
+            store.close().await.expect("closes");
+        }
+        let store = graph(dir.path());
+        for key in KEYS {
+            assert_eq!(get(&store, key).await.as_ref(), model.0.get(&key.into()), "step {at}: {key} after a reopen");
+        }
+        if fault.0.load(Ordering::SeqCst) >= 0 {
+            assert!(at > 30, "only {at} steps");
+            break;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

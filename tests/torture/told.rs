@@ -1,0 +1,251 @@
+//! What the writers were told, and what therefore has to be there.
+
+use std::collections::BTreeMap;
+use std::ops::AddAssign;
+use std::path::Path;
+
+use seawall::backend::{Backend, Stored};
+use seawall::operation::{Change, Outcome, Version};
+use seawall::record::{Key, Record};
+use serde::Serialize;
+
+use super::site::Site;
+use super::writer::{Scene, changes, id};
+
+/// What was counted. Everything from `lost` on has to be zero.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Figures {
+    /// Writes that were acknowledged.
+    pub acked: u64,
+    /// Writes that were refused.
+    pub refused: u64,
+    /// Writes that were not answered, or answered as unknown.
+    pub unknown: u64,
+    /// Writes that were found unfinished and drained.
+    pub recovered: u64,
+    /// Acknowledged writes that are not there.
+    pub lost: u64,
+    /// Operations that took effect more than once.
+    pub duplicated: u64,
+    /// Writes that took effect in another order than they were acknowledged.
+    pub reordered: u64,
+    /// Refused writes that took effect.
+    pub revived: u64,
+    /// Reads that gave less than what was acknowledged, and whatever else a writer saw.
+    pub misread: u64,
+    /// Directories that did not open, or were never drained.
+    pub open_failures: u64,
+}
+
+impl Figures {
+    /// Whether every promise was kept.
+    pub fn is_clean(&self) -> bool {
+        [self.lost, self.duplicated, self.reordered, self.revived, self.misread, self.open_failures] == [0; 6]
+    }
+}
+
+impl AddAssign<&Self> for Figures {
+    fn add_assign(&mut self, other: &Self) {
+        self.acked += other.acked;
+        self.refused += other.refused;
+        self.unknown += other.unknown;
+        self.recovered += other.recovered;
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.reordered += other.reordered;
+        self.revived += other.revived;
+        self.misread += other.misread;
+        self.open_failures += other.open_failures;
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    None,
+    Held(Version),
+    Refused,
+    Unknown,
+}
+
+struct Operation {
+    answer: Answer,
+    /// The newest acknowledged versions of its keys when it was asked for: its own has to be higher.
+    floor: Version,
+}
+
+/// All that the writers of one directory were told.
+#[derive(Default)]
+pub struct Told {
+    /// Since the last judgement.
+    operations: BTreeMap<u64, Operation>,
+    /// What the stores held at the last judgement.
+    base: BTreeMap<Key, (Version, Option<Record>)>,
+    floors: BTreeMap<Key, Version>,
+    next: u64,
+    figures: Figures,
+    /// What is wrong, in words.
+    pub problems: Vec<String>,
+}
+
+impl Told {
+    /// The number of the next operation.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Takes note of what a writer said.
+    pub fn hear(&mut self, lines: &[String]) {
+        for line in lines {
+            let (what, rest) = line.split_once(' ').unwrap_or((line, ""));
+            let mut numbers = rest.split(' ').map(str::parse::<u64>);
+            let number = numbers.next().and_then(Result::ok);
+            match (what, number) {
+                ("a", Some(operation)) => self.asked(operation),
+                ("h", Some(operation)) => {
+                    if let Some(Ok(version)) = numbers.next() {
+                        self.answered(operation, Answer::Held(Version(version)));
+                    }
+                }
+                ("r", Some(operation)) => self.answered(operation, Answer::Refused),
+                ("u", Some(operation)) => self.answered(operation, Answer::Unknown),
+                ("x", _) => {
+                    let opens = !rest.starts_with("does not open");
+                    *(if opens { &mut self.figures.misread } else { &mut self.figures.open_failures }) += 1;
+                    self.problems.push(rest.to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn asked(&mut self, operation: u64) {
+        let floor = |change: &Change| self.floors.get(change.key()).copied().unwrap_or_default();
+        let floor = changes(operation).iter().map(floor).max().unwrap_or_default();
+        self.operations.insert(operation, Operation { answer: Answer::None, floor });
+        // Far enough from those that were perhaps begun and not heard of.
+        self.next = self.next.max(operation + 100);
+    }
+
+    fn answered(&mut self, operation: u64, answer: Answer) {
+        let Some(asked) = self.operations.get_mut(&operation) else { return };
+        asked.answer = answer;
+        if let Answer::Held(version) = answer {
+            for change in changes(operation) {
+                let floor = self.floors.entry(change.key().clone()).or_default();
+                *floor = version.max(*floor);
+            }
+        }
+    }
+
+    /// Opens what was left, lets it finish, and compares. Gives what was counted since the last judgement.
+    pub async fn judge(&mut self, dir: &Path) -> Figures {
+        match Site::open(dir, Scene::Load.generation()).await {
+            Ok(site) => {
+                self.figures.recovered += site.runtime.handle().status().owed as u64;
+                if site.quiet().await {
+                    self.compare(&site).await;
+                } else {
+                    self.figures.open_failures += 1;
+                    self.problems.push(format!("never drained: {:?}", site.runtime.handle().status()));
+                }
+                site.close().await;
+            }
+            Err(reason) => {
+                self.figures.open_failures += 1;
+                self.problems.push(format!("does not open: {reason}"));
+            }
+        }
+        std::mem::take(&mut self.figures)
+    }
+
+    async fn compare(&mut self, site: &Site) {
+        let effects = self.effects(|operation| site.runtime.handle().outcome(id(operation)));
+        let mut keys: Vec<Key> = effects.keys().chain(self.base.keys()).cloned().collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let graph = site.graph.read(&keys).await.expect("the graph store is well");
+        let vector = site.vector.read(&keys).await.expect("the vector store is well");
+        for ((key, graph), vector) in keys.into_iter().zip(graph).zip(vector) {
+            let none = BTreeMap::new();
+            let effects = effects.get(&key).unwrap_or(&none);
+            let (before, record) = self.base.get(&key).cloned().unwrap_or_default();
+            let expected = effects.values().fold(record, |record, change| change.apply_to(record));
+            let newest = effects.keys().next_back().copied().unwrap_or_default().max(before);
+            for (store, held) in [("graph", &graph), ("vector", &vector)] {
+                self.check(store, &key, newest, expected.as_ref(), held.as_ref());
+            }
+            self.base.insert(key, (newest, expected));
+        }
+        self.operations.clear();
+    }
+
+    /// What took effect, by key and version, as far as it was told and can be asked for.
+    fn effects(&mut self, outcome: impl Fn(u64) -> Outcome) -> BTreeMap<Key, BTreeMap<Version, Change>> {
+        let mut effects: BTreeMap<Key, BTreeMap<Version, Change>> = BTreeMap::new();
+        for (number, operation) in &self.operations {
+            let outcome = outcome(*number);
+            let figures = &mut self.figures;
+            let mut wrong = None;
+            let effect = match (operation.answer, &outcome) {
+                (Answer::Held(told), Outcome::Committed(version)) => {
+                    figures.acked += 1;
+                    wrong = (told != *version).then_some(&mut figures.duplicated);
+                    Some(*version)
+                }
+                (Answer::Held(told), _) => {
+                    figures.acked += 1;
+                    wrong = Some(&mut figures.lost);
+                    Some(told)
+                }
+                (Answer::Refused, Outcome::Committed(version)) => {
+                    figures.refused += 1;
+                    wrong = Some(&mut figures.revived);
+                    Some(*version)
+                }
+                (Answer::Refused, _) => {
+                    figures.refused += 1;
+                    None
+                }
+                (Answer::None | Answer::Unknown, outcome) => {
+                    figures.unknown += 1;
+                    if let Outcome::Committed(version) = outcome { Some(*version) } else { None }
+                }
+            };
+            if let Some(count) = wrong {
+                *count += 1;
+                self.problems.push(format!("operation {number}: told {:?}, became {outcome:?}", operation.answer));
+            }
+            let Some(version) = effect else { continue };
+            if version <= operation.floor {
+                figures.reordered += 1;
+                self.problems.push(format!("operation {number}: {version} is not above {}", operation.floor));
+            }
+            for change in changes(*number) {
+                if effects.entry(change.key().clone()).or_default().insert(version, change).is_some() {
+                    figures.duplicated += 1;
+                    self.problems.push(format!("operation {number}: {version} was given twice"));
+                }
+            }
+        }
+        effects
+    }
+
+    /// Whether a store holds what it has to. A write that was undone leaves its version behind, not its contents.
+    fn check(&mut self, store: &str, key: &Key, newest: Version, expected: Option<&Record>, held: Option<&Stored>) {
+        let version = held.map(|held| held.version).unwrap_or_default();
+        let record = held.and_then(|held| held.record.as_ref());
+        if version >= newest && record == expected {
+            return;
+        }
+        *(if version < newest || record.is_none() { &mut self.figures.lost } else { &mut self.figures.reordered }) += 1;
+        let (record, expected) = (show(record), show(expected));
+        self.problems
+            .push(format!("{store} holds {key} at {version} as {record}, must be {newest} as {expected} or above"));
+    }
+}
+
+fn show(record: Option<&Record>) -> String {
+    let Some(record) = record else { return "nothing".into() };
+    let numbers = record.properties.iter().filter(|(_, value)| value.is_u64());
+    format!("{{{}}}", numbers.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" "))
+}
