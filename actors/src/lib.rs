@@ -19,3 +19,4 @@ pub mod record;
 pub mod saga;
 pub mod supervisor;
 pub mod sync;
+mod threads;

@@ -169,11 +169,14 @@ impl Builder {
 
         let (stores, cells) = self.open_stores(&events, states.as_ref()).await;
         let versions = Versions::after(newest_version(&stores, ledger.highest(), fresh).await);
-        let records: Vec<JournalRecord> = ended.into_iter().chain(versions.reservation()).collect();
+        let reservation = versions.reservation();
+        let reserves = reservation.map(|up_to| JournalRecord::Reserved { up_to });
+        let records: Vec<JournalRecord> = ended.into_iter().chain(reserves).collect();
         if !records.is_empty() {
             let written = journal.append(records).await;
             written.unwrap_or(Err(JournalError::Closed)).map_err(StartError::JournalWrite)?;
         }
+        reservation.into_iter().for_each(|up_to| versions.reserved(up_to));
 
         let facts = stores.iter().map(|store| facts(store)).collect();
         let fallback =

@@ -17,7 +17,7 @@
 //! breaker.)
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -31,6 +31,7 @@ use super::store::SavedBreaker;
 use super::word::{Door, Published, Rare, Tally, Word};
 use crate::backend::{BackendError, BackendName};
 use crate::event::EventBus;
+use crate::threads::{Mutex, MutexGuard};
 
 /// The admission to one backend, shared by all who call it.
 pub struct Gate {
@@ -223,7 +224,8 @@ impl Gate {
     fn knock(&self, word: Word, purpose: Purpose) -> Result<Option<Grant>, Rejected> {
         let now = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let alarm = self.published.alarm();
-        if now >= alarm {
+        // An alarm of another word must not hold anybody off: somebody has just made room.
+        if now >= alarm || self.published.word() != word {
             return self.ask(purpose);
         }
         self.tally.rejected();

@@ -10,7 +10,7 @@ use crate::error::Refusal;
 use crate::fallback::{FillToken, Plan, ReadRule};
 use crate::operation::{Degraded, Direction, Found, Hit, Near, Retrieved, Search, Source, StandIn, Traversal, Version};
 use crate::plane::{DataPlane, Store};
-use crate::record::{Key, Properties, Record};
+use crate::record::{Key, Record};
 
 /// One read.
 pub(super) struct Reader {
@@ -25,6 +25,8 @@ struct Base {
     version: Version,
     source: Source,
     stale: bool,
+    /// By a backend that is only told of writes, and may have missed some.
+    copied: bool,
 }
 
 impl Reader {
@@ -47,68 +49,76 @@ impl Reader {
             });
         };
         let version = overlay.version();
-        let owed =
-            |record, partial| Retrieved { record, version: Some(version), source: Source::Owed, partial, stale: false };
+        let owed = |record, partial, stale| {
+            let source = Source::Owed;
+            Retrieved { record, version: Some(version), source, partial, stale }
+        };
         if overlay.is_full() {
-            return Ok(owed(overlay.over(None, Version(0)), false));
+            return Ok(owed(overlay.over(None, Version(0)), false, false));
         }
         Ok(match self.base(key, None).await {
-            Ok(base) if base.version >= version => Retrieved {
+            Ok(base) if !overlay.goes_over(base.version) => Retrieved {
                 record: base.record,
                 version: Some(base.version),
                 source: base.source,
                 partial: false,
                 stale: base.stale,
             },
-            Ok(base) => owed(overlay.over(base.record, base.version), false),
+            // A copy may have missed what lies between.
+            Ok(base) => owed(overlay.over(base.record, base.version), false, base.copied),
+            // Something newer may be in a backend that cannot be asked.
+            Err(refusal) if overlay.passed => return Err(refusal),
             // Only what was acknowledged here is known; that is shown, and said.
-            Err(_) => {
-                let whole = overlay.changes.first().is_some_and(|(_, change)| change.is_full());
-                owed(overlay.over(None, Version(0)), !whole)
-            }
+            Err(_) => owed(overlay.over(None, Version(0)), true, false),
         })
     }
 
     /// What the backends, or else the cache, hold.
     async fn base(&self, key: &Key, token: Option<FillToken>) -> Result<Base, Refusal> {
         let ReadRule { backends, cache } = self.plan.read_rule();
+        let cached = || {
+            let hit = cache.then(|| self.plane.fallback.cache().get(key, Instant::now())).flatten()?;
+            let record = hit.record.as_deref().cloned();
+            let source = Source::Cache { age: hit.age };
+            Some(Base { record, version: hit.version, source, stale: true, copied: false })
+        };
         let mut refusal = None;
-        if backends {
-            for store in self.readers(None) {
-                let result = match self.call(&store, store.backend.read(std::slice::from_ref(key))).await {
-                    Ok(stored) => stored.into_iter().next().flatten(),
-                    Err(error) => {
-                        refusal.get_or_insert(error);
-                        continue;
-                    }
-                };
-                let required = store.role == Role::Required;
-                // What a copy does not hold may exist all the same.
-                if !required && result.as_ref().is_none_or(|stored| stored.record.is_none()) {
+        let readers = if backends { self.readers(None) } else { Vec::new() };
+        for (place, store) in readers.iter().enumerate() {
+            let read = store.backend.read(std::slice::from_ref(key));
+            let result = match self.call(store, readers.len() - place, read).await {
+                Ok(stored) => stored.into_iter().next().flatten(),
+                Err(error) => {
+                    refusal.get_or_insert(error);
                     continue;
                 }
-                let Stored { version, record } = result.unwrap_or(Stored { version: Version(0), record: None });
-                if let (true, Some(token)) = (required, token) {
-                    self.plane.fallback.cache().fill(token, version, record.clone().map(Arc::new));
-                }
-                return Ok(Base { record, version, source: Source::Backend(store.name.clone()), stale: !required });
+            };
+            let copied = store.role == Role::BestEffort;
+            // What a copy does not hold may exist all the same.
+            if copied && result.as_ref().is_none_or(|stored| stored.record.is_none()) {
+                continue;
             }
+            let Stored { version, record } = result.unwrap_or(Stored { version: Version(0), record: None });
+            if let (false, Some(token)) = (copied, token) {
+                self.plane.fallback.cache().fill(token, version, record.clone().map(Arc::new));
+            } else if let Some(newer) = cached().filter(|cached| copied && cached.version > version) {
+                return Ok(newer);
+            }
+            return Ok(Base { record, version, source: Source::Backend(store.name.clone()), stale: copied, copied });
         }
-        if cache && let Some(hit) = self.plane.fallback.cache().get(key, Instant::now()) {
-            let record = hit.record.as_deref().cloned();
-            return Ok(Base { record, version: hit.version, source: Source::Cache { age: hit.age }, stale: true });
-        }
-        Err(refusal.unwrap_or_else(|| Refusal::Unavailable {
-            backend: self.plane.stores.first().map_or_else(|| "".into(), |store| store.name.clone()),
-            reason: self.plan.reason(),
-            retry_after: None,
-        }))
+        cached().ok_or_else(|| {
+            refusal.unwrap_or_else(|| Refusal::Unavailable {
+                backend: self.plane.stores.first().map_or_else(|| "".into(), |store| store.name.clone()),
+                reason: self.plan.reason(),
+                retry_after: None,
+            })
+        })
     }
 
     pub(super) async fn search(&self, search: &Search) -> Result<Found, Refusal> {
         let asked = Capability::VectorSearch;
         let mut refusal = match self.ask(asked, |store| async move { store.backend.search(search).await }).await {
-            Ok(found) => return Ok(found),
+            Ok(found) => return Ok(filtered(found, search)),
             // Nothing is lost: the store answered. Unless what it does not know is on its way to it.
             Err(refusal @ Refusal::Rejected { .. }) if !self.is_owed(&search.near) => return Err(refusal),
             Err(refusal) => refusal,
@@ -118,10 +128,7 @@ impl Reader {
             let walk = &walk;
             match self.ask(Capability::GraphTraversal, |store| async move { store.backend.traverse(walk).await }).await
             {
-                Ok(mut found) => {
-                    found.hits.retain(|hit| matches(&hit.record, &search.filter));
-                    return Ok(self.degraded(found, StandIn::Neighbours));
-                }
+                Ok(found) => return Ok(self.degraded(filtered(found, search), StandIn::Neighbours)),
                 Err(other) => refusal = prefer(refusal, other),
             }
         }
@@ -132,7 +139,7 @@ impl Reader {
                 })
                 .await;
             if let Ok(found) = found {
-                return Ok(self.degraded(found, StandIn::ExactMatch));
+                return Ok(self.degraded(filtered(found, search), StandIn::ExactMatch));
             }
         }
         Err(self.lost(asked, refusal))
@@ -164,8 +171,9 @@ impl Reader {
         if !self.plan.read_rule().backends {
             return Err(refusal);
         }
-        for store in self.readers(Some(capability)) {
-            match self.call(&store, call(Arc::clone(&store))).await {
+        let readers = self.readers(Some(capability));
+        for (place, store) in readers.iter().enumerate() {
+            match self.call(store, readers.len() - place, call(Arc::clone(store))).await {
                 Ok(hits) => {
                     return Ok(Found {
                         hits: self.current(hits),
@@ -188,7 +196,7 @@ impl Reader {
         }
         hits.into_iter()
             .filter_map(|hit| match ledger.overlay(&hit.record.key) {
-                Some(overlay) if overlay.version() > hit.version => {
+                Some(overlay) if overlay.goes_over(hit.version) => {
                     let record = overlay.over(Some(hit.record), hit.version)?;
                     Some(Hit { record, version: overlay.version(), ..hit })
                 }
@@ -207,7 +215,13 @@ impl Reader {
             .collect()
     }
 
-    async fn call<T>(&self, store: &Store, call: impl Future<Output = Result<T, BackendError>>) -> Result<T, Refusal> {
+    /// Calls one of this many backends that are still to be asked: none may use up the time of the others.
+    async fn call<T>(
+        &self,
+        store: &Store,
+        still: usize,
+        call: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, Refusal> {
         let unavailable =
             |reason: String, retry_after| Refusal::Unavailable { backend: store.name.clone(), reason, retry_after };
         let lease = store
@@ -217,7 +231,8 @@ impl Reader {
             .map_err(|rejected| unavailable(rejected.to_string(), rejected.retry_after))?;
         let _live = store.live.enter();
         let left = self.deadline.saturating_duration_since(Instant::now());
-        store.call(lease, left, call).await.map_err(|error| match error.verdict().hopeless {
+        let timeout = left / u32::try_from(still).unwrap_or(u32::MAX).max(1);
+        store.call(lease, timeout, call).await.map_err(|error| match error.verdict().hopeless {
             true => Refusal::Rejected { backend: store.name.clone(), reason: error.to_string() },
             false => unavailable(error.to_string(), error.retry_after),
         })
@@ -250,6 +265,9 @@ fn prefer(one: Refusal, other: Refusal) -> Refusal {
     }
 }
 
-fn matches(record: &Record, filter: &Properties) -> bool {
-    filter.iter().all(|(name, value)| record.properties.get(name) == Some(value))
+/// What was found without what an owed write has changed so that it no longer fits.
+fn filtered(mut found: Found, search: &Search) -> Found {
+    let fits = |record: &Record| search.filter.iter().all(|(name, value)| record.properties.get(name) == Some(value));
+    found.hits.retain(|hit| fits(&hit.record));
+    found
 }

@@ -6,6 +6,8 @@
 mod locks;
 #[cfg(test)]
 pub(crate) mod rehearsal;
+#[cfg(all(test, any(seawall_loom, seawall_shuttle)))]
+mod schedules;
 mod store;
 mod versions;
 

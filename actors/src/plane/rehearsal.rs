@@ -390,6 +390,8 @@ pub(crate) struct Rig {
     pub(crate) tape: Arc<Tape>,
     pub(crate) log: Log,
     pub(crate) settings: Settings,
+    /// The last version that is reserved since the start.
+    reserved: Version,
     manager: ActorRef<crate::fallback::FallbackMessage>,
 }
 
@@ -414,8 +416,10 @@ impl Rig {
     pub(crate) async fn restarted(&self, records: &[JournalRecord]) -> Self {
         let (stores, log) = (self.stores.clone(), Arc::clone(&self.log));
         let tape = Tape::new(&log);
+        let start = JournalRecord::Reserved { up_to: self.reserved };
+        let records: Vec<JournalRecord> = [start].into_iter().chain(records.iter().cloned()).collect();
         tape.records.lock().unwrap().extend(records.iter().cloned());
-        Self::over(self.settings.clone(), stores, Arc::new(tape), log, records).await
+        Self::over(self.settings.clone(), stores, Arc::new(tape), log, &records).await
     }
 
     async fn over(
@@ -444,6 +448,9 @@ impl Rig {
         }
         let _ = ledger.release_all();
         let versions = Versions::after(ledger.highest());
+        // As a start does, and writes down.
+        let reserved = versions.reservation().expect("one is due at a start");
+        versions.reserved(reserved);
         let facts = |store: &Arc<Store>| BackendFacts {
             name: store.name.clone(),
             role: store.role,
@@ -466,7 +473,7 @@ impl Rig {
             bus,
             OperationTasks::new(),
         );
-        Self { plane: Arc::new(plane), stores, tape, log, settings, manager }
+        Self { plane: Arc::new(plane), stores, tape, log, settings, reserved, manager }
     }
 
     pub(crate) fn store(&self, name: &str) -> &Scripted {

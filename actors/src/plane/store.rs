@@ -3,12 +3,12 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::backend::{Applied, Backend, BackendError, BackendName, Capabilities, ErrorKind, Fence, FencedWrite, Role};
 use crate::breaker::{BreakerHandle, OwnedLease as Lease};
 use crate::plane::Versions;
+use crate::threads::atomic::{AtomicUsize, Ordering};
 use futures::FutureExt;
 
 /// The code of the error when a backend holds a version that this runtime never gave out.

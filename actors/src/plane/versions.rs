@@ -1,10 +1,10 @@
 //! Gives out versions.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
-use crate::journal::JournalRecord;
 use crate::operation::Version;
+use crate::threads::Mutex;
+use crate::threads::atomic::{AtomicU64, Ordering};
 
 /// How many versions are reserved at a time. A start gives up at most this many of the 2^64 there are.
 const BLOCK: u64 = 1 << 20;
@@ -21,6 +21,7 @@ const STRETCHES: usize = 1_024;
 #[derive(Debug)]
 pub struct Versions {
     next: AtomicU64,
+    /// The last one that is reserved, durably.
     reserved: AtomicU64,
     /// Versions that were skipped, as inclusive stretches, ascending: never given out, though lower than `next`.
     foreign: Mutex<Vec<(u64, u64)>>,
@@ -31,7 +32,7 @@ impl Versions {
     #[must_use]
     pub fn after(highest: Version) -> Self {
         let next = highest.0.min(HIGHEST_FOREIGN) + 1;
-        Self { next: AtomicU64::new(next), reserved: AtomicU64::new(next), foreign: Mutex::default() }
+        Self { next: AtomicU64::new(next), reserved: AtomicU64::new(next - 1), foreign: Mutex::default() }
     }
 
     /// The next version.
@@ -64,24 +65,25 @@ impl Versions {
         foreign.push((first, version.0));
     }
 
-    /// The reservation to write down now, if one is due: when half of the last block is used. Whoever cannot write
-    /// it down says so with [`not_reserved`](Self::not_reserved).
-    pub fn reservation(&self) -> Option<JournalRecord> {
+    /// Up to where versions are to be reserved now, if that is due: when half of the last block is used.
+    /// [`reserved`](Self::reserved) says when it is done; until then it is due for everybody.
+    #[must_use]
+    pub fn reservation(&self) -> Option<Version> {
         let next = self.next.load(Ordering::Relaxed);
         let reserved = self.reserved.load(Ordering::Relaxed);
-        if next.saturating_add(BLOCK / 2) < reserved {
-            return None;
-        }
-        let up_to = next.saturating_add(BLOCK);
-        self.reserved
-            .compare_exchange(reserved, up_to, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok()
-            .then_some(JournalRecord::Reserved { up_to: Version(up_to) })
+        (next.saturating_add(BLOCK / 2) >= reserved).then(|| Version(next.saturating_add(BLOCK)))
     }
 
-    /// A reservation is not durable: the next one is due at once.
-    pub fn not_reserved(&self) {
-        self.reserved.store(0, Ordering::Relaxed);
+    /// A reservation is durable.
+    pub fn reserved(&self, up_to: Version) {
+        self.reserved.fetch_max(up_to.0, Ordering::Relaxed);
+    }
+
+    /// Whether no restart gives out this version again, even if nothing was written down that bears it. Only then
+    /// may a store see it before its intent is durable.
+    #[must_use]
+    pub fn is_reserved(&self, version: Version) -> bool {
+        version.0 <= self.reserved.load(Ordering::Relaxed)
     }
 }
 
@@ -117,14 +119,15 @@ mod tests {
             let mut skipped = Vec::new();
             for step in steps {
                 // As at a start, and with every intent.
-                if let Some(JournalRecord::Reserved { up_to }) = versions.reservation() {
+                if let Some(up_to) = versions.reservation() {
                     durable = up_to;
+                    versions.reserved(up_to);
                 }
                 match step {
                     Do::Allocate => {
                         let version = versions.allocate();
                         prop_assert!(version.0 > highest && version.0 <= durable.0);
-                        prop_assert!(versions.issued(version));
+                        prop_assert!(versions.issued(version) && versions.is_reserved(version));
                         highest = version.0;
                     }
                     Do::Skip(version) => {

@@ -179,8 +179,8 @@ impl Operation {
     fn admit(&self, plan: &Plan, rule: &WriteRule) -> Result<Vec<Admitted>, Refusal> {
         let mut admitted = Vec::with_capacity(self.plane.stores.len());
         for store in self.plane.required() {
-            let owe =
-                plan.leg_rule(&store.name) == LegRule::Owe || self.plane.ledger().is_behind(&store.name, &self.changes);
+            let owe = plan.leg_rule(&store.name) == LegRule::Owe
+                || self.plane.ledger().is_behind(&store.name, self.changes.iter().map(Change::key));
             let lease = match (owe, rule) {
                 (true, _) => None,
                 (false, WriteRule::Through) => {
@@ -261,6 +261,10 @@ impl Operation {
         // A single leg needs no intent before it: there is nothing to be half done.
         let alone = ends.is_empty() && legs.len() == 1;
         let write_first = rule != WriteRule::Memory && !alone;
+        let strict = write_first && self.config.durability == Durability::Strict;
+        if rule != WriteRule::Memory && !strict {
+            self.reserve(version).await?;
+        }
         {
             let now: Vec<BackendName> = legs.iter().map(|leg| leg.store.name.clone()).collect();
             let mut ledger = self.plane.ledger();
@@ -271,7 +275,6 @@ impl Operation {
             ledger.room(intent.weight()).map_err(|full| self.full(full))?;
             ledger.begin(&intent, &now, false);
         }
-        let strict = write_first && self.config.durability == Durability::Strict;
         let changes = &*self.changes;
         let mut hold = Hold { plane: &self.plane, version, changes, untouched: strict, remembered: false };
         self.note_progress(|progress| (progress.begun, progress.rule) = (Some(version), Some(rule.clone())));
@@ -335,10 +338,8 @@ impl Operation {
         });
         match verdict(rule, ends, acknowledged) {
             Verdict::Commit => {
-                let mut records: Vec<JournalRecord> = self.plane.ledger().close(version).into_iter().collect();
-                // Direct writes use versions up as well.
-                records.extend(self.plane.versions.reservation());
-                self.plane.note(records);
+                let closed = self.plane.ledger().close(version);
+                self.plane.note(closed.into_iter().collect());
                 self.plane.sagas.committed();
                 hold.remembered = true;
                 if !acknowledged {
@@ -599,16 +600,32 @@ impl Operation {
     async fn make_durable(&self, intent: &Arc<Intent>) -> Result<(), JournalError> {
         let mut records = vec![JournalRecord::Intent(Arc::clone(intent))];
         let reservation = self.plane.versions.reservation();
-        let reserves = reservation.is_some();
-        records.extend(reservation);
-        let written = appended(self.plane.journal.append(records)).await;
-        if written.is_ok() {
-            self.plane.ledger().set_durable(intent.version);
-            self.note_progress(|progress| progress.durable = true);
-        } else if reserves {
-            self.plane.versions.not_reserved();
+        records.extend(reservation.map(|up_to| JournalRecord::Reserved { up_to }));
+        appended(self.plane.journal.append(records)).await?;
+        reservation.into_iter().for_each(|up_to| self.plane.versions.reserved(up_to));
+        self.plane.ledger().set_durable(intent.version);
+        self.note_progress(|progress| progress.durable = true);
+        Ok(())
+    }
+
+    /// Makes sure that no restart gives out a version again which a backend will see before its intent is durable.
+    async fn reserve(&self, version: Version) -> Result<(), Refusal> {
+        let versions = &self.plane.versions;
+        while !versions.is_reserved(version)
+            && let Some(up_to) = versions.reservation()
+        {
+            appended(self.plane.journal.append(vec![JournalRecord::Reserved { up_to }])).await.map_err(|error| {
+                match error {
+                    JournalError::Closed => Refusal::ShuttingDown,
+                    error => Refusal::JournalUnavailable {
+                        reason: error.to_string(),
+                        retry_after: self.plane.queue_retry_after,
+                    },
+                }
+            })?;
+            versions.reserved(up_to);
         }
-        written
+        Ok(())
     }
 
     /// A write that no backend is known to have, and whose intent could not be kept: nobody finishes it. `perhaps` a

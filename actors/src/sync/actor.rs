@@ -13,7 +13,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::backend::BackendName;
 use crate::fallback::Mode;
-use crate::journal::{JournalHealth, appended};
+use crate::journal::{Appended, JournalHealth, appended};
+use crate::operation::Version;
 use crate::plane::{DataPlane, Store};
 use crate::supervisor::{CallError, Slot};
 use crate::sync::lane::Lane;
@@ -214,25 +215,24 @@ async fn promote(plane: Arc<DataPlane>) {
         if durable {
             let volatile = plane.ledger().volatile();
             for intent in volatile {
-                let append = {
-                    // Appended before anybody can note what comes next: after its end an entry must not begin anew.
-                    let ledger = plane.ledger();
-                    let records = ledger.records_of(intent.version);
-                    if records.is_empty() {
-                        continue;
-                    }
-                    plane.journal.append(records)
-                };
-                if appended(append).await.is_err() {
-                    continue;
+                let Some(append) = write_down(&plane, intent.version) else { continue };
+                if appended(append).await.is_ok() {
+                    plane.ledger().set_durable(intent.version);
                 }
-                plane.ledger().set_durable(intent.version);
             }
         }
         if plans.changed().await.is_err() {
             return;
         }
     }
+}
+
+/// Appends all that is known of an entry. Under the ledger's lock: what changes of it afterwards is written down
+/// afterwards.
+fn write_down(plane: &DataPlane, version: Version) -> Option<Appended> {
+    let ledger = plane.ledger();
+    let records = ledger.records_of(version);
+    (!records.is_empty()).then(|| plane.journal.append(records))
 }
 
 /// The way to the sync worker, whichever incarnation that is.

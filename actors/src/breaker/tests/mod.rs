@@ -3,6 +3,8 @@
 mod actor;
 mod model;
 mod persistence;
+#[cfg(any(seawall_loom, seawall_shuttle))]
+mod schedules;
 mod traps;
 
 use std::sync::Arc;

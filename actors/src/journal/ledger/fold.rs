@@ -271,6 +271,8 @@ impl Ledger {
             // Too late: the write is being undone, so what has just arrived has to go again.
             LegState::Done | LegState::Owed if entry.decision.is_some() => match entry.undo_for(backend) {
                 Some(_) => LegState::UndoOwed,
+                // A person has discarded it meanwhile: what has arrived stays.
+                None if entry.leg(backend).is_some_and(|leg| leg.state == LegState::Undone) => LegState::Undone,
                 None => LegState::Dead(NO_PRE_IMAGE.to_owned()),
             },
             state => state,

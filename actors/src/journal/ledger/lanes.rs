@@ -8,6 +8,7 @@ use super::{Bar, Ledger, Leg, LegState};
 use crate::backend::BackendName;
 use crate::journal::{Intent, JournalRecord};
 use crate::operation::{Change, OperationId, Priority, Version};
+use crate::record::Key;
 
 /// One piece of work on one backend, handed out by [`Ledger::take`] and to be given back by
 /// [`Ledger::settle`].
@@ -83,17 +84,12 @@ impl Lane {
 }
 
 impl Ledger {
-    /// Whether these changes have to queue on this backend behind something that is owed. What says all about its key
-    /// does not wait for a dead letter; a merge does, or it would be merged into the wrong thing.
+    /// Whether a write to these keys has to queue on this backend behind something that is owed. A dead letter counts:
+    /// were a later write tried at once and undone, what it leaves would stand in the letter's way for good. The
+    /// drain lets what says all about its key past it.
     #[must_use]
-    pub fn is_behind(&self, backend: &BackendName, changes: &[Change]) -> bool {
-        changes.iter().any(|change| {
-            self.chain(change.key()).any(|version| match self.bar(version, backend) {
-                Bar::Open => false,
-                Bar::Merges => !change.is_full(),
-                Bar::All => true,
-            })
-        })
+    pub fn is_behind<'a>(&self, backend: &BackendName, keys: impl IntoIterator<Item = &'a Key>) -> bool {
+        keys.into_iter().any(|key| self.chain(key).any(|version| self.bar(version, backend) != Bar::Open))
     }
 
     /// Hands out at most `most` steps for a backend, high priority first, no two of one key: `undo` gives

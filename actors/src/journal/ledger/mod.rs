@@ -14,9 +14,11 @@
 mod fold;
 mod lanes;
 mod overlay;
+#[cfg(test)]
+mod tests;
 
 pub use lanes::{Step, StepResult};
-pub use overlay::Overlay;
+pub use overlay::{Overlay, Pending};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;

@@ -4,11 +4,30 @@ use super::Ledger;
 use crate::operation::{Change, Version};
 use crate::record::{Key, Record};
 
+/// One change that a backend may not know yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pending {
+    /// Its version.
+    pub version: Version,
+    /// What it changes.
+    pub change: Change,
+    /// Whether it takes back the write of this version, rather than being it.
+    pub undo: bool,
+}
+
+impl Pending {
+    /// Whether it changes what a backend holds in this version: as the fences have it.
+    #[must_use]
+    pub fn goes_over(&self, held: Version) -> bool {
+        held < self.version || (self.undo && held == self.version)
+    }
+}
+
 /// What the journal knows of a key that the backends may not know yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Overlay {
     /// The changes since the last one that says all, oldest first; never empty.
-    pub changes: Vec<(Version, Change)>,
+    pub changes: Vec<Pending>,
     /// A later write may have been finished before one of these, which is or was a dead letter or waits for one: a
     /// backend may hold something newer than they are.
     pub passed: bool,
@@ -18,22 +37,28 @@ impl Overlay {
     /// The newest version.
     #[must_use]
     pub fn version(&self) -> Version {
-        self.changes.last().map(|(version, _)| *version).unwrap_or_default()
+        self.changes.last().map(|pending| pending.version).unwrap_or_default()
     }
 
     /// Whether the changes say all, without a base from a backend or the cache.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        !self.passed && self.changes.first().is_some_and(|(_, change)| change.is_full())
+        !self.passed && self.changes.first().is_some_and(|pending| pending.change.is_full())
     }
 
-    /// The record that the changes make of a base of this version: only what is newer than the base is applied.
+    /// Whether any of the changes goes over a base of this version.
+    #[must_use]
+    pub fn goes_over(&self, base_version: Version) -> bool {
+        self.changes.iter().any(|pending| pending.goes_over(base_version))
+    }
+
+    /// The record that the changes make of a base of this version: only what goes over the base is applied.
     #[must_use]
     pub fn over(&self, base: Option<Record>, base_version: Version) -> Option<Record> {
         self.changes
             .iter()
-            .filter(|(version, _)| *version > base_version)
-            .fold(base, |record, (_, change)| change.apply_to(record))
+            .filter(|pending| pending.goes_over(base_version))
+            .fold(base, |record, pending| pending.change.apply_to(record))
     }
 }
 
@@ -55,7 +80,8 @@ impl Ledger {
                 if change.is_full() {
                     overlay = Overlay { changes: Vec::new(), passed: false };
                 }
-                overlay.changes.push((version, change.clone()));
+                let undo = entry.decision.is_some();
+                overlay.changes.push(Pending { version, change: change.clone(), undo });
                 overlay.passed |= entry.passable;
             }
         }
