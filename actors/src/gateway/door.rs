@@ -1,5 +1,6 @@
 //! The door: what is checked before anything is queued, and what is handed on.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::read::Reader;
 use crate::backend::BackendName;
 use crate::error::Refusal;
 use crate::event::EventKind;
-use crate::journal::{DeadLetter, JournalHealth, JournalRecord, appended};
+use crate::journal::{DeadLetter, Ending, JournalHealth, JournalRecord, Ledger, appended};
 use crate::operation::{
     BackendStatus, Found, OperationId, Outcome, Receipt, Retrieved, Search, Status, Traversal, Write,
 };
@@ -148,34 +149,34 @@ impl Door {
     }
 
     pub(super) fn retry_dead_letter(&self, operation: OperationId, backend: BackendName, port: Port<bool>) {
-        let revive = move |plane: &DataPlane| {
-            let mut ledger = plane.ledger();
-            let letters = ledger.dead_letters();
-            let letter =
-                letters.into_iter().find(|letter| letter.operation == operation && letter.backend == backend)?;
-            let record = JournalRecord::Revived { version: letter.version, backend: letter.backend.clone() };
-            ledger.apply(&record);
-            Some((vec![record], vec![letter]))
+        let of = move |letter: &DeadLetter| letter.operation == operation && letter.backend == backend;
+        let revived = |DeadLetter { version, backend, .. }: DeadLetter| JournalRecord::Revived { version, backend };
+        let revive = |ledger: &mut Ledger, record: &JournalRecord| {
+            ledger.apply(record);
+            Vec::new()
         };
-        self.resolve(port, true, revive);
+        self.resolve(port, of, true, revived, revive);
     }
 
     pub(super) fn discard_dead_letter(&self, operation: OperationId, port: Port<bool>) {
-        let discard = move |plane: &DataPlane| {
-            let mut ledger = plane.ledger();
-            let mut letters = ledger.dead_letters();
-            letters.retain(|letter| letter.operation == operation);
-            let records = ledger.discard(letters.first()?.version);
-            Some((records, letters))
+        let of = move |letter: &DeadLetter| letter.operation == operation;
+        let decided = |DeadLetter { version, backend: cause, .. }: DeadLetter| JournalRecord::Decided {
+            version,
+            cause,
+            reason: "discarded".to_owned(),
+            ending: Ending::Discarded,
         };
-        self.resolve(port, false, discard);
+        self.resolve(port, of, false, decided, Ledger::discard);
     }
 
+    /// Writes down what a person decides about dead letters, and only then does it.
     fn resolve(
         &self,
         port: Port<bool>,
+        of: impl Fn(&DeadLetter) -> bool + Send + 'static,
         retried: bool,
-        change: impl FnOnce(&DataPlane) -> Option<(Vec<JournalRecord>, Vec<DeadLetter>)> + Send + 'static,
+        record: impl FnOnce(DeadLetter) -> JournalRecord + Send + 'static,
+        then: impl FnOnce(&mut Ledger, &JournalRecord) -> Vec<JournalRecord> + Send + 'static,
     ) {
         let retry_after = self.config.retry_after;
         let unavailable = move |reason: String| Refusal::JournalUnavailable { reason, retry_after };
@@ -188,17 +189,32 @@ impl Door {
         let deadline = Instant::now() + self.config.write_timeout;
         self.plane.tasks.spawn(async move {
             let _permit = permit;
-            let Some((records, letters)) = change(&plane) else { return answer.give(Ok(false)) };
-            let written = plane.journal.append(records);
-            for DeadLetter { operation, version, backend, keys, .. } in letters {
-                for key in &keys {
-                    plane.fallback.cache().forget(key);
+            let mut letters = plane.ledger().dead_letters();
+            letters.retain(of);
+            let Some(letter) = letters.first() else { return answer.give(Ok(false)) };
+            let record = record(letter.clone());
+            let mut append = pin!(appended(plane.journal.append(vec![record.clone()])));
+            let mut waiting = Some(answer);
+            let written = match timeout_at(deadline, &mut append).await {
+                Ok(written) => written,
+                Err(_) => {
+                    // Dropped, the answer says so.
+                    drop(waiting.take());
+                    append.await
                 }
-                plane.events.publish(EventKind::DeadLetterRemoved { operation, version, backend, retried });
+            };
+            if written.is_ok() {
+                let records = then(&mut plane.ledger(), &record);
+                plane.note(records);
+                for DeadLetter { operation, version, backend, keys, .. } in letters {
+                    for key in &keys {
+                        plane.fallback.cache().forget(key);
+                    }
+                    plane.events.publish(EventKind::DeadLetterRemoved { operation, version, backend, retried });
+                }
+                plane.work.send_replace(());
             }
-            plane.work.send_replace(());
-            // Not answered in time: dropped, the answer says so.
-            if let Ok(written) = timeout_at(deadline, appended(written)).await {
+            if let Some(answer) = waiting {
                 answer.give(written.map(|()| true).map_err(|error| unavailable(error.to_string())));
             }
         });

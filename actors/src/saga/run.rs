@@ -407,37 +407,35 @@ impl Operation {
         durable: bool,
     ) -> Result<(), Refusal> {
         let operation = self.write.operation;
-        let ending = Ending::RolledBack;
-        self.plane.ledger().decide(version, cause, ending);
+        if durable {
+            // Nothing is undone before a crash would remember why: read back without the decision, the write goes
+            // forward, and no store takes it over its own compensation. So without it, it does go forward.
+            let decided = JournalRecord::Decided {
+                version,
+                cause: cause.clone(),
+                reason: failure.reason.clone(),
+                ending: Ending::RolledBack,
+            };
+            appended(self.plane.journal.append(vec![decided])).await.map_err(|_| Refusal::Unknown { operation })?;
+        }
+        let (records, finished) = {
+            let mut ledger = self.plane.ledger();
+            ledger.decide(version, cause, Ending::RolledBack);
+            (ledger.undone(version), ledger.version_of(operation) != Some(version))
+        };
         for change in &*self.changes {
             self.plane.fallback.cache().forget(change.key());
         }
-        let closed = self.plane.ledger().close(version);
-        let finished = closed.is_some();
-        let record = closed.unwrap_or_else(|| JournalRecord::Decided {
-            version,
-            cause: cause.clone(),
-            reason: failure.reason.clone(),
-            ending,
-        });
+        self.plane.note(records);
         self.plane.sagas.rolled_back();
-        let mut written = Ok(());
         if durable {
-            // Without this the refusal could turn out untrue after a crash.
-            written = appended(self.plane.journal.append(vec![record.clone()])).await;
-            match written {
-                Ok(()) => {
-                    let refusal = give_up(cause.clone(), failure.clone());
-                    self.note_progress(|progress| progress.refusal = Some(refusal));
-                }
-                Err(_) => self.plane.note(vec![record]),
-            }
+            self.note_progress(|progress| progress.refusal = Some(give_up(cause.clone(), failure.clone())));
         }
         if !finished {
             self.plane.events.publish(EventKind::SagaCompensating { operation, version, cause: cause.clone() });
             self.compensate(version).await;
         }
-        written.map_err(|_| Refusal::Unknown { operation })
+        Ok(())
     }
 
     async fn compensate(&self, version: Version) {

@@ -163,30 +163,28 @@ impl Ledger {
         self.set(version, backend, state);
     }
 
-    /// A person gives up on the dead letters of an entry. What other backends have of it is undone where there is a
-    /// pre-image to go back to; the rest stays as it is. Gives what is to be written down; nothing when the entry
-    /// has no dead letter.
-    pub fn discard(&mut self, version: Version) -> Vec<JournalRecord> {
-        let dead_legs = |entry: &Entry| -> Vec<BackendName> {
-            let dead = entry.legs.iter().filter(|leg| matches!(leg.state, LegState::Dead(_)));
-            dead.map(|leg| leg.backend.clone()).collect()
-        };
-        let Some(cause) = self.entries.get(&version).and_then(|entry| dead_legs(entry).into_iter().next()) else {
-            return Vec::new();
-        };
-        let mut records = Vec::new();
-        let decided =
-            JournalRecord::Decided { version, cause, reason: "discarded".to_owned(), ending: Ending::Discarded };
-        self.apply(&decided);
-        records.push(decided);
-        let dead = self.entries.get(&version).map(dead_legs).unwrap_or_default();
-        for backend in dead {
-            let undone = JournalRecord::Undone { version, backend };
-            self.apply(&undone);
-            records.push(undone);
+    /// A person gives up on the dead letters of an entry, and that is durable as this `Decided`. What other backends
+    /// have of it is undone where there is a pre-image to go back to; the rest stays as it is. Gives what else is to
+    /// be written down.
+    pub fn discard(&mut self, decided: &JournalRecord) -> Vec<JournalRecord> {
+        let Some(version) = decided.version() else { return Vec::new() };
+        self.apply(decided);
+        let states = self.entries.get(&version).map(Entry::states).unwrap_or_default();
+        for (backend, _) in states.into_iter().filter(|(_, state)| matches!(state, LegState::Dead(_))) {
+            self.set(version, &backend, LegState::Undone);
         }
-        records.extend(self.close(version));
-        records
+        self.undone(version)
+    }
+
+    /// The records that say which legs of an entry need no undoing, or that none does. They belong with a decision:
+    /// who reads it back does not know which backends were reached.
+    pub fn undone(&mut self, version: Version) -> Vec<JournalRecord> {
+        if let Some(closed) = self.close(version) {
+            return vec![closed];
+        }
+        let legs = self.entries.get(&version).map(|entry| entry.legs.as_slice()).unwrap_or_default();
+        let undone = legs.iter().filter(|leg| leg.state == LegState::Undone);
+        undone.map(|leg| JournalRecord::Undone { version, backend: leg.backend.clone() }).collect()
     }
 
     /// Closes the entry if nobody owes anything for it: gives the record that says so.
