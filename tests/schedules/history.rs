@@ -49,6 +49,9 @@ struct Log {
 #[derive(Default)]
 pub(crate) struct History(Mutex<Log>);
 
+/// What a store holds of each key.
+pub(crate) type Contents = BTreeMap<Key, (Version, Option<Record>)>;
+
 impl History {
     fn log(&self) -> MutexGuard<'_, Log> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -128,11 +131,7 @@ impl History {
     }
 
     /// Judges the end: what became of each operation, and what each store holds of each key.
-    pub(crate) fn judge(
-        &self,
-        outcome: impl Fn(OperationId) -> Outcome,
-        stores: &[(&str, BTreeMap<Key, (Version, Option<Record>)>)],
-    ) -> Vec<String> {
+    pub(crate) fn judge(&self, outcome: impl Fn(OperationId) -> Outcome, stores: &[(&str, Contents)]) -> Vec<String> {
         let log = self.log();
         let mut problems = Vec::new();
         let mut effects: BTreeMap<Key, BTreeMap<Version, Change>> = BTreeMap::new();

@@ -137,16 +137,6 @@ impl Scripted {
         self
     }
 
-    pub(crate) fn best_effort(mut self) -> Self {
-        self.role = Role::BestEffort;
-        self
-    }
-
-    pub(crate) fn capabilities(mut self, capabilities: Capabilities) -> Self {
-        self.capabilities = capabilities;
-        self
-    }
-
     /// What it does with its next writes, one after another.
     pub(crate) fn script(&self, acts: impl IntoIterator<Item = Act>) {
         self.inner.writes.lock().unwrap().extend(acts);
@@ -478,10 +468,6 @@ impl Rig {
 
     pub(crate) fn store(&self, name: &str) -> &Scripted {
         self.stores.iter().find(|store| store.name == name).expect("there is one of this name")
-    }
-
-    pub(crate) fn gate(&self, name: &str) -> &Store {
-        self.plane.store(&name.into()).expect("there is one of this name")
     }
 
     pub(crate) async fn mode(&self, mode: Mode) {

@@ -540,8 +540,16 @@ impl Pair {
         for change in self.model.entries[&version].intent.changes.iter() {
             self.model.tainted.insert(change.key().clone());
         }
-        let records = self.ledger.discard(version);
-        assert!(!records.is_empty());
+        let letters = self.ledger.dead_letters();
+        let letter = letters.into_iter().find(|letter| letter.version == version).expect("it is a dead letter");
+        let decided = JournalRecord::Decided {
+            version,
+            cause: letter.backend,
+            reason: "discarded".to_owned(),
+            ending: Ending::Discarded,
+        };
+        let records = self.ledger.discard(&decided);
+        self.log.push(decided);
         self.log.extend(records);
         self.model.decide(version, Ending::Discarded);
         for backend in 0..2 {
@@ -646,15 +654,15 @@ impl Pair {
             return;
         }
         let truth = self.model.record(key);
-        for backend in 0..2 {
-            let base = self.model.stores[backend].get(key).cloned();
+        for (name, store) in BACKENDS.iter().zip(&self.model.stores) {
+            let base = store.get(key).cloned();
             let base = base.unwrap_or(Stored { version: Version(0), record: None });
             let read = match &found {
                 Some(overlay) if overlay.is_full() => overlay.over(None, Version(0)),
                 Some(overlay) => overlay.over(base.record, base.version),
                 None => base.record,
             };
-            assert_eq!(read, truth, "{key} from {}", BACKENDS[backend]);
+            assert_eq!(read, truth, "{key} from {name}");
         }
     }
 
