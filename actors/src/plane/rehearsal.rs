@@ -24,7 +24,7 @@ use crate::fallback::{Access, BackendFacts, FallbackArguments, FallbackConfig, F
 use crate::gateway::{Door, GatewayConfig, Handle};
 use crate::journal::{Appended, Journal, JournalError, JournalProgress, JournalRecord, Ledger, QueueConfig};
 use crate::limits::Limits;
-use crate::operation::{Hit, Receipt, Search, Traversal, Version, Write};
+use crate::operation::{Change, Hit, Receipt, Search, Traversal, Version, Write};
 use crate::record::{Key, Record};
 use crate::saga::{Operation, SagaArguments, SagaConfig, SagaCoordinator};
 use crate::supervisor::{OperationTasks, Slot};
@@ -65,6 +65,7 @@ struct Inner {
     writes: Mutex<VecDeque<Act>>,
     otherwise: Mutex<Act>,
     reads: Mutex<Act>,
+    poisoned: Mutex<Option<Key>>,
     calls: AtomicU64,
 }
 
@@ -113,7 +114,10 @@ impl Inner {
     async fn write(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
         let what = if write.fence == Fence::Compensation { "undo" } else { "apply" };
         self.log(&format!("{what} {}", write.version));
-        self.act(self.next(), || self.apply(write)).await
+        let poisoned = |change: &Change| self.poisoned.lock().unwrap().as_ref() == Some(change.key());
+        let act = self.next();
+        let act = if write.changes.iter().any(poisoned) { Act::Fail(BackendError::refused("locked")) } else { act };
+        self.act(act, || self.apply(write)).await
     }
 }
 
@@ -126,6 +130,7 @@ impl Scripted {
             writes: Mutex::default(),
             otherwise: Mutex::new(Act::Well),
             reads: Mutex::new(Act::Well),
+            poisoned: Mutex::default(),
             calls: AtomicU64::new(0),
         };
         let capabilities = Capabilities { vector_search: true, graph_traversal: true, exact_match: true };
@@ -155,6 +160,11 @@ impl Scripted {
     /// What it does with writes from here on, when the script is at its end.
     pub(crate) fn writes(&self, act: Act) {
         *self.inner.otherwise.lock().unwrap() = act;
+    }
+
+    /// It never takes a write to this key, and never says that it will not.
+    pub(crate) fn poison(&self, key: &str) {
+        *self.inner.poisoned.lock().unwrap() = Some(key.into());
     }
 
     /// What it does with reads from here on.
