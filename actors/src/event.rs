@@ -229,7 +229,12 @@ impl Snapshot {
             EventKind::ModeChanged { to, .. } => self.mode = *to,
             EventKind::LevelChanged { to, .. } => self.level = *to,
             EventKind::JournalChanged { to, .. } => self.journal = *to,
-            EventKind::AlertRaised { backend, alert } => self.alerts.push((backend.clone(), *alert)),
+            EventKind::AlertRaised { backend, alert } => {
+                let raised = (backend.clone(), *alert);
+                if !self.alerts.contains(&raised) {
+                    self.alerts.push(raised);
+                }
+            }
             EventKind::AlertCleared { backend, alert } => {
                 self.alerts.retain(|(b, a)| (b, a) != (backend, alert));
             }
@@ -399,7 +404,141 @@ impl Subscription {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn any_state() -> impl Strategy<Value = BreakerState> {
+        prop_oneof![Just(BreakerState::Closed), Just(BreakerState::Open), Just(BreakerState::HalfOpen)]
+    }
+
+    /// What somebody publishes.
+    #[derive(Clone, Debug)]
+    enum Tell {
+        Breaker(bool, BreakerState),
+        Access(bool, Access),
+        Mode(Mode),
+        Level(DegradationLevel),
+        Journal(bool),
+        Alert(bool),
+        Drained,
+    }
+
+    fn any_tell() -> impl Strategy<Value = Tell> {
+        let access = prop_oneof![Just(Access::ReadWrite), Just(Access::ReadOnly), Just(Access::None)];
+        prop_oneof![
+            (any::<bool>(), any_state()).prop_map(|(graph, state)| Tell::Breaker(graph, state)),
+            (any::<bool>(), access).prop_map(|(graph, access)| Tell::Access(graph, access)),
+            prop::sample::select(Mode::ALL.to_vec()).prop_map(Tell::Mode),
+            prop::sample::select(DegradationLevel::ALL.to_vec()).prop_map(Tell::Level),
+            any::<bool>().prop_map(Tell::Journal),
+            any::<bool>().prop_map(Tell::Alert),
+            Just(Tell::Drained),
+        ]
+    }
+
+    fn tell(bus: &EventBus, what: &Tell) {
+        let name = |graph: bool| BackendName::from(if graph { "graph" } else { "vector" });
+        match what {
+            Tell::Breaker(graph, to) => bus.breaker(&name(*graph), *to, TransitionCause::WaitElapsed, 1),
+            Tell::Access(graph, to) => bus.access(&name(*graph), *to),
+            Tell::Mode(to) => bus.mode(*to, ModeCause::JournalUnavailable),
+            Tell::Level(to) => bus.level(*to),
+            Tell::Journal(well) => {
+                bus.journal(if *well { JournalHealth::Healthy } else { JournalHealth::Failed });
+            }
+            Tell::Alert(raised) => {
+                let (backend, alert) = (name(true), Alert::SlowingDown);
+                bus.publish(match raised {
+                    true => EventKind::AlertRaised { backend, alert },
+                    false => EventKind::AlertCleared { backend, alert },
+                });
+            }
+            Tell::Drained => bus.publish(EventKind::DrainStopped { backend: name(true), drained: 1, owed: 0 }),
+        }
+    }
+
+    /// Whether a change begins at what the snapshot has, and is one.
+    fn follows(snapshot: &Snapshot, event: &Event) -> bool {
+        match &event.kind {
+            EventKind::BreakerChanged { backend, from, to, .. } => {
+                *from == snapshot.breakers.get(backend).copied().unwrap_or_default() && from != to
+            }
+            EventKind::AccessChanged { backend, from, to } => {
+                *from == snapshot.access.get(backend).copied().unwrap_or_default() && from != to
+            }
+            EventKind::ModeChanged { from, to, .. } => *from == snapshot.mode && from != to,
+            EventKind::LevelChanged { from, to } => *from == snapshot.level && from != to,
+            EventKind::JournalChanged { from, to } => *from == snapshot.journal && from != to,
+            _ => true,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn events_are_numbered_without_gaps_and_each_change_begins_where_the_last_one_ended(
+            before in prop::collection::vec(any_tell(), 0..40),
+            after in prop::collection::vec(any_tell(), 0..80),
+        ) {
+            let bus = EventBus::new();
+            before.iter().for_each(|what| tell(&bus, what));
+            let mut subscription = bus.subscribe();
+            let mut snapshot = subscription.start().clone();
+            prop_assert_eq!(&snapshot, &bus.snapshot());
+            after.iter().for_each(|what| tell(&bus, what));
+            while let Some(update) = subscription.try_next() {
+                let Update::Event(event) = update else { panic!("nobody is behind") };
+                prop_assert!(follows(&snapshot, &event), "{:?} after {:?}", event, snapshot);
+                let mut later = Snapshot { sequence: snapshot.sequence + 1, ..snapshot.clone() };
+                prop_assert!(!later.apply(&event), "out of order");
+                prop_assert!(snapshot.apply(&event));
+            }
+            prop_assert_eq!(snapshot, bus.snapshot());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_that_is_behind_is_told_how_many_it_missed() {
+        let bus = EventBus::new();
+        let mut slow = bus.subscribe();
+        for _ in 0..CAPACITY + 10 {
+            tell(&bus, &Tell::Drained);
+        }
+        assert_eq!(slow.next().await, Some(Update::Lagged { missed: 10 }));
+        let mut next = 11;
+        while let Some(Update::Event(event)) = slow.try_next() {
+            assert_eq!(event.sequence, next);
+            next += 1;
+        }
+        assert_eq!(next, CAPACITY as u64 + 11);
+        drop(bus);
+        assert_eq!(slow.next().await, None);
+    }
+
+    #[test]
+    fn events_of_many_threads_have_one_order() {
+        let bus = EventBus::new();
+        let mut subscription = bus.subscribe();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..200).for_each(|_| tell(&bus, &Tell::Drained)));
+            }
+        });
+        for expected in 1..=800 {
+            let Some(Update::Event(event)) = subscription.try_next() else { panic!("{expected} is missing") };
+            assert_eq!(event.sequence, expected);
+        }
+    }
+
+    #[test]
+    fn an_alert_that_is_raised_twice_is_raised_once() {
+        let bus = EventBus::new();
+        tell(&bus, &Tell::Alert(true));
+        tell(&bus, &Tell::Alert(true));
+        assert_eq!(bus.snapshot().alerts.len(), 1);
+        tell(&bus, &Tell::Alert(false));
+        assert_eq!(bus.snapshot().alerts, []);
+    }
 
     #[tokio::test]
     async fn a_closed_bus_ends_its_subscriptions_after_what_was_published() {

@@ -273,3 +273,133 @@ fn is_within(value: &Value, levels: usize) -> bool {
     };
     levels > 0 && inside.all(|value| is_within(value, levels - 1))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::Relation;
+
+    fn put(record: Record) -> Result<(), InvalidInput> {
+        Limits::default().check_write(&Write::store(record))
+    }
+
+    #[test]
+    fn every_limit_is_kept_to_the_byte() {
+        let limits = Limits { key_bytes: 4, batch: 2, write_bytes: 1 << 10, dimension: Some(2), ..Limits::default() };
+        let write = |record: Record| limits.check_write(&Write::store(record));
+        assert_eq!(write(Record::new("abcd")), Ok(()));
+        assert_eq!(write(Record::new("abcde")), Err(InvalidInput::KeyTooLong { bytes: 5, limit: 4 }));
+        // Four bytes in two characters.
+        assert_eq!(write(Record::new("\u{df}\u{df}")), Ok(()));
+        assert_eq!(write(Record::new("")), Err(InvalidInput::EmptyKey));
+        let text = |bytes: usize| Record::new("a").with("b", "x".repeat(bytes - 3));
+        assert_eq!((text(1_024).weight(), write(text(1_024))), (1_024, Ok(())));
+        assert_eq!(write(text(1_025)), Err(InvalidInput::WriteTooLarge { bytes: 1_025, limit: 1_024 }));
+        let batch =
+            |keys: &[&'static str]| limits.check_write(&Write::store_batch(keys.iter().map(|key| Record::new(*key))));
+        assert_eq!((batch(&["a", "b"]), batch(&[])), (Ok(()), Err(InvalidInput::EmptyBatch)));
+        assert_eq!(batch(&["a", "b", "c"]), Err(InvalidInput::BatchTooLong { changes: 3, limit: 2 }));
+        assert_eq!(batch(&["a", "a"]), Err(InvalidInput::DuplicateKey));
+        let embedded = |components: Vec<f32>| write(Record::new("a").with_embedding(components));
+        assert_eq!(embedded(vec![1.0, 2.0]), Ok(()));
+        assert_eq!(embedded(vec![1.0]), Err(InvalidInput::WrongDimension { dimension: 1, expected: 2 }));
+        assert_eq!(embedded(vec![]), Err(InvalidInput::EmptyEmbedding));
+        assert_eq!(embedded(vec![1.0, f32::NAN]), Err(InvalidInput::NotFinite { component: 1 }));
+    }
+
+    #[test]
+    fn relations_timeouts_and_walks_are_checked_too() {
+        assert_eq!(put(Record::new("a").with_relation("", "b")), Err(InvalidInput::EmptyRelationKind));
+        assert_eq!(put(Record::new("a").with_relation("k", "")), Err(InvalidInput::EmptyKey));
+        let mut record = Record::new("a");
+        record.relations = vec![Relation::new("kind", "b")];
+        assert_eq!(put(record), Ok(()));
+        let limits = Limits::default();
+        let write = Write::store(Record::new("a")).with_timeout(Duration::ZERO);
+        assert_eq!(limits.check_write(&write), Err(InvalidInput::ZeroTimeout));
+        let walk = |depth, limit| limits.check_traversal(&Traversal::from("a").depth(depth).limit(limit));
+        assert_eq!((walk(1, 1), walk(16, 10_000)), (Ok(()), Ok(())));
+        assert_eq!(walk(0, 1), Err(InvalidInput::Depth { depth: 0, limit: 16 }));
+        assert_eq!(walk(17, 1), Err(InvalidInput::Depth { depth: 17, limit: 16 }));
+        assert_eq!(walk(1, 0), Err(InvalidInput::Hits { hits: 0, limit: 10_000 }));
+        assert_eq!(walk(1, 10_001), Err(InvalidInput::Hits { hits: 10_001, limit: 10_000 }));
+        let walk = Traversal::from("a").along("");
+        assert_eq!(limits.check_traversal(&walk), Err(InvalidInput::EmptyRelationKind));
+    }
+
+    #[test]
+    fn nesting_is_refused_before_anything_recurses_into_it() {
+        let nested = |levels: usize| (0..levels).fold(Value::from(1), |inside, _| Value::Array(vec![inside]));
+        let limits = Limits::default();
+        for (levels, fits) in [(64, true), (65, false), (4_000, false)] {
+            let write = Write::store(Record::new("a").with("deep", nested(levels)));
+            assert_eq!(limits.check_write(&write).is_ok(), fits, "{levels}");
+            let update = Write::update("a", Properties::new().with("deep", nested(levels)));
+            assert_eq!(limits.check_write(&update).is_ok(), fits, "{levels}");
+            let search = Search::like("a").filter("deep", nested(levels));
+            assert_eq!(limits.check_search(&search).is_ok(), fits, "{levels}");
+        }
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 16, 4, |inside| {
+            prop_oneof![
+                prop::collection::vec(inside.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(".{0,4}", inside, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_merge_is_what_doing_its_parts_one_after_another_is(
+            before in prop::option::of(prop::collection::btree_map("[ab]", any_value(), 0..3)),
+            changes in prop::collection::vec(prop::collection::btree_map("[ab]", any_value(), 0..3), 0..4),
+        ) {
+            let properties = |map: &std::collections::BTreeMap<String, Value>| {
+                map.iter().fold(Properties::new(), |all, (name, value)| all.with(name.clone(), value.clone()))
+            };
+            let before = before.map(|map| Record::new("k").with_properties(properties(&map)));
+            let merge = |map| Change::Merge { key: Key::from("k"), properties: properties(map) };
+            let one_by_one = changes.iter().fold(before.clone(), |record, map| merge(map).apply_to(record));
+            // The same, merged into each other first; `null` has to be kept until it meets the record.
+            let mut all = Properties::new();
+            for (name, value) in changes.iter().flatten() {
+                all.set(name.clone(), value.clone());
+            }
+            let at_once = if changes.is_empty() {
+                before
+            } else {
+                Change::Merge { key: "k".into(), properties: all }.apply_to(before)
+            };
+            prop_assert_eq!(one_by_one, at_once);
+        }
+
+        #[test]
+        fn no_payload_is_in_what_a_log_would_show(text in "[a-z]{12}", component in 1_000.0_f32..2_000.0) {
+            let record = Record::new("key").with("name", text.clone()).with_embedding(vec![component]);
+            let write = Write::store(record).with_timeout(Duration::from_secs(1));
+            let shown = format!("{write:?}");
+            prop_assert!(!shown.contains(&text) && !shown.contains(&component.to_string()), "{}", shown);
+        }
+
+        #[test]
+        fn the_weight_of_a_record_is_no_less_than_its_text(value in any_value()) {
+            let json = serde_json::to_string(&value).expect("is written");
+            let record = Record::new("k").with("v", value);
+            // Names, texts and numbers count; quotes, commas and braces need not.
+            prop_assert!(4 * record.weight() + 8 >= json.chars().filter(|c| c.is_alphanumeric()).count());
+        }
+    }
+}

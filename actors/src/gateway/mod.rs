@@ -18,6 +18,8 @@ mod answer;
 mod door;
 mod handle;
 mod read;
+#[cfg(test)]
+mod tests;
 
 pub use actor::Gateway;
 pub use door::Door;

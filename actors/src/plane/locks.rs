@@ -80,4 +80,59 @@ mod tests {
         drop(locks.lock(["b".into(), "a".into(), "b".into()]).await);
         assert!(locks.shards.iter().all(|shard| lock(shard).is_empty()));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiters_go_in_turn_and_one_that_gives_up_keeps_nobody_waiting() {
+        let locks = Arc::new(KeyLocks::default());
+        let turns = Arc::new(Mutex::new(Vec::new()));
+        let first = locks.lock(["a".into()]).await;
+        let mut waiters = Vec::new();
+        for turn in 0..6 {
+            let (locks, turns) = (Arc::clone(&locks), Arc::clone(&turns));
+            waiters.push(tokio::spawn(async move {
+                let _guard = locks.lock(["b".into(), "a".into()]).await;
+                turns.lock().unwrap().push(turn);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }));
+            tokio::task::yield_now().await;
+        }
+        // The third gives up in the middle of the queue, the first while it holds one of two keys.
+        waiters[2].abort();
+        waiters[0].abort();
+        tokio::task::yield_now().await;
+        drop(first);
+        for waiter in waiters {
+            let _ = waiter.await;
+        }
+        assert_eq!(*turns.lock().unwrap(), [1, 3, 4, 5]);
+        assert!(locks.shards.iter().all(|shard| lock(shard).is_empty()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn writers_of_the_same_keys_in_any_order_never_wait_in_a_circle() {
+        let locks = Arc::new(KeyLocks::default());
+        let tasks: Vec<_> = (0..50_u64)
+            .map(|seed| {
+                let locks = Arc::clone(&locks);
+                tokio::spawn(async move {
+                    let mut random = fastrand::Rng::with_seed(seed);
+                    for _ in 0..20 {
+                        let mut keys: Vec<Key> = ["a", "b", "c", "d"].map(Key::from).to_vec();
+                        random.shuffle(&mut keys);
+                        keys.truncate(random.usize(1..4));
+                        let guard = locks.lock(keys);
+                        // Some give up.
+                        let patience = Duration::from_millis(random.u64(1..40));
+                        if let Ok(_guard) = tokio::time::timeout(patience, guard).await {
+                            tokio::time::sleep(Duration::from_millis(random.u64(0..3))).await;
+                        }
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            tokio::time::timeout(Duration::from_secs(3_600), task).await.expect("nobody waits for ever").expect("done");
+        }
+        assert!(locks.shards.iter().all(|shard| lock(shard).is_empty()));
+    }
 }

@@ -24,7 +24,7 @@ use crate::fallback::{Access, BackendFacts, FallbackArguments, FallbackConfig, F
 use crate::gateway::{Door, GatewayConfig, Handle};
 use crate::journal::{Appended, Journal, JournalError, JournalProgress, JournalRecord, Ledger, QueueConfig};
 use crate::limits::Limits;
-use crate::operation::{Hit, Receipt, Search, Traversal, Version, Write};
+use crate::operation::{Change, Hit, Receipt, Search, Traversal, Version, Write};
 use crate::record::{Key, Record};
 use crate::saga::{Operation, SagaArguments, SagaConfig, SagaCoordinator};
 use crate::supervisor::{OperationTasks, Slot};
@@ -65,6 +65,7 @@ struct Inner {
     writes: Mutex<VecDeque<Act>>,
     otherwise: Mutex<Act>,
     reads: Mutex<Act>,
+    poisoned: Mutex<Option<Key>>,
     calls: AtomicU64,
 }
 
@@ -113,7 +114,10 @@ impl Inner {
     async fn write(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
         let what = if write.fence == Fence::Compensation { "undo" } else { "apply" };
         self.log(&format!("{what} {}", write.version));
-        self.act(self.next(), || self.apply(write)).await
+        let poisoned = |change: &Change| self.poisoned.lock().unwrap().as_ref() == Some(change.key());
+        let act = self.next();
+        let act = if write.changes.iter().any(poisoned) { Act::Fail(BackendError::refused("locked")) } else { act };
+        self.act(act, || self.apply(write)).await
     }
 }
 
@@ -126,6 +130,7 @@ impl Scripted {
             writes: Mutex::default(),
             otherwise: Mutex::new(Act::Well),
             reads: Mutex::new(Act::Well),
+            poisoned: Mutex::default(),
             calls: AtomicU64::new(0),
         };
         let capabilities = Capabilities { vector_search: true, graph_traversal: true, exact_match: true };
@@ -137,6 +142,16 @@ impl Scripted {
         self
     }
 
+    pub(crate) fn best_effort(mut self) -> Self {
+        self.role = Role::BestEffort;
+        self
+    }
+
+    pub(crate) fn capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.capabilities = capabilities;
+        self
+    }
+
     /// What it does with its next writes, one after another.
     pub(crate) fn script(&self, acts: impl IntoIterator<Item = Act>) {
         self.inner.writes.lock().unwrap().extend(acts);
@@ -145,6 +160,11 @@ impl Scripted {
     /// What it does with writes from here on, when the script is at its end.
     pub(crate) fn writes(&self, act: Act) {
         *self.inner.otherwise.lock().unwrap() = act;
+    }
+
+    /// It never takes a write to this key, and never says that it will not.
+    pub(crate) fn poison(&self, key: &str) {
+        *self.inner.poisoned.lock().unwrap() = Some(key.into());
     }
 
     /// What it does with reads from here on.
@@ -380,8 +400,6 @@ pub(crate) struct Rig {
     pub(crate) tape: Arc<Tape>,
     pub(crate) log: Log,
     pub(crate) settings: Settings,
-    /// The last version that is reserved since the start.
-    reserved: Version,
     manager: ActorRef<crate::fallback::FallbackMessage>,
 }
 
@@ -406,10 +424,8 @@ impl Rig {
     pub(crate) async fn restarted(&self, records: &[JournalRecord]) -> Self {
         let (stores, log) = (self.stores.clone(), Arc::clone(&self.log));
         let tape = Tape::new(&log);
-        let start = JournalRecord::Reserved { up_to: self.reserved };
-        let records: Vec<JournalRecord> = [start].into_iter().chain(records.iter().cloned()).collect();
         tape.records.lock().unwrap().extend(records.iter().cloned());
-        Self::over(self.settings.clone(), stores, Arc::new(tape), log, &records).await
+        Self::over(self.settings.clone(), stores, Arc::new(tape), log, records).await
     }
 
     async fn over(
@@ -438,9 +454,6 @@ impl Rig {
         }
         let _ = ledger.release_all();
         let versions = Versions::after(ledger.highest());
-        // As a start does, and writes down.
-        let reserved = versions.reservation().expect("one is due at a start");
-        versions.reserved(reserved);
         let facts = |store: &Arc<Store>| BackendFacts {
             name: store.name.clone(),
             role: store.role,
@@ -463,11 +476,15 @@ impl Rig {
             bus,
             OperationTasks::new(),
         );
-        Self { plane: Arc::new(plane), stores, tape, log, settings, reserved, manager }
+        Self { plane: Arc::new(plane), stores, tape, log, settings, manager }
     }
 
     pub(crate) fn store(&self, name: &str) -> &Scripted {
         self.stores.iter().find(|store| store.name == name).expect("there is one of this name")
+    }
+
+    pub(crate) fn gate(&self, name: &str) -> &Store {
+        self.plane.store(&name.into()).expect("there is one of this name")
     }
 
     pub(crate) async fn mode(&self, mode: Mode) {

@@ -12,7 +12,7 @@ use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Plan, WriteRule};
 use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult, appended};
-use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
+use crate::operation::{Change, Held, OperationId, Outcome, Receipt, Version, Write};
 use crate::plane::{DataPlane, Store, check_fence};
 use crate::record::Key;
 use crate::saga::{Durability, Failure, LegEnd, SagaConfig, Verdict, verdict};
@@ -60,6 +60,7 @@ struct Leg {
 /// entry that no backend has seen and that is not written down is gone with it.
 struct Hold<'a> {
     plane: &'a DataPlane,
+    operation: OperationId,
     version: Version,
     changes: &'a [Change],
     /// No backend was touched, and the entry is not known to be durable: nobody may finish it.
@@ -72,6 +73,9 @@ impl Drop for Hold<'_> {
     fn drop(&mut self) {
         if self.untouched {
             self.plane.ledger().abandon(self.version);
+            // Should the disk have the intent after all, it is over. Until this is written, nobody knows.
+            let (version, operation) = (self.version, self.operation);
+            self.plane.note(vec![JournalRecord::Closed { version, operation, ending: Ending::RolledBack }]);
             return;
         }
         if !self.remembered {
@@ -276,7 +280,8 @@ impl Operation {
             ledger.begin(&intent, &now, false);
         }
         let changes = &*self.changes;
-        let mut hold = Hold { plane: &self.plane, version, changes, untouched: strict, remembered: false };
+        let (plane, operation) = (&*self.plane, self.write.operation);
+        let mut hold = Hold { plane, operation, version, changes, untouched: strict, remembered: false };
         self.note_progress(|progress| (progress.begun, progress.rule) = (Some(version), Some(rule.clone())));
         self.plane.sagas.begun();
 
@@ -289,7 +294,7 @@ impl Operation {
         let until = Instant::now() + self.config.timeout;
         let may_roll_back = rule == WriteRule::Through;
         if strict {
-            self.make_durable(&intent).await.map_err(|error| self.lost(version, &error, false))?;
+            self.make_durable(&intent).await.map_err(|error| self.lost(&error, false))?;
             hold.untouched = false;
             ends.extend(self.run_legs(&mut legs, &write, until, may_roll_back).await);
         } else if write_first {
@@ -349,7 +354,13 @@ impl Operation {
             }
             Verdict::Owe(owing) => {
                 if alone && *rule != WriteRule::Memory {
-                    self.make_durable(intent).await.map_err(|error| self.lost(version, &error, perhaps(ends)))?;
+                    let written = self.make_durable(intent).await;
+                    if let Err(error) = written {
+                        // One backend has it or has not: there is nothing to finish.
+                        hold.untouched = !perhaps(ends);
+                        self.plane.ledger().abandon(version);
+                        return Err(self.lost(&error, perhaps(ends)));
+                    }
                 }
                 self.plane.note(done_records(version, ends));
                 self.plane.sagas.queued();
@@ -367,7 +378,9 @@ impl Operation {
             Verdict::RollBack { cause, failure } if alone => {
                 if failure.happened == Happened::Perhaps {
                     // Nobody knows; so it is made to have happened, and the caller can ask for that.
-                    self.make_durable(intent).await.map_err(|error| self.lost(version, &error, true))?;
+                    if self.make_durable(intent).await.is_err() {
+                        self.plane.ledger().abandon(version);
+                    }
                     return Err(Refusal::Unknown { operation: self.write.operation });
                 }
                 self.plane.ledger().abandon(version);
@@ -626,20 +639,12 @@ impl Operation {
         Ok(())
     }
 
-    /// A write that no backend is known to have, and whose intent could not be kept: nobody finishes it. `perhaps` a
-    /// backend has it all the same.
-    fn lost(&self, version: Version, error: &JournalError, perhaps: bool) -> Refusal {
-        let operation = self.write.operation;
-        self.plane.ledger().abandon(version);
-        if perhaps {
-            return Refusal::Unknown { operation };
+    /// What to say of a write whose intent could not be kept. `perhaps` a backend has it all the same.
+    fn lost(&self, error: &JournalError, perhaps: bool) -> Refusal {
+        match error {
+            JournalError::Closed if !perhaps => Refusal::ShuttingDown,
+            _ => Refusal::Unknown { operation: self.write.operation },
         }
-        if *error == JournalError::Closed {
-            return Refusal::ShuttingDown;
-        }
-        // Should the disk have the intent after all, it is over. Until this is written, nobody knows.
-        self.plane.note(vec![JournalRecord::Closed { version, operation, ending: Ending::RolledBack }]);
-        Refusal::Unknown { operation }
     }
 
     fn intent(&self, legs: &[Leg], ends: &[(BackendName, LegEnd)]) -> Arc<Intent> {

@@ -22,6 +22,8 @@
 mod actor;
 pub(crate) mod lane;
 mod policy;
+#[cfg(test)]
+mod tests;
 
 pub use actor::{DrainProgress, LaneStatus, Lanes, SyncArguments, SyncHandle, SyncMessage, SyncWorker};
 pub use policy::DrainWindow;

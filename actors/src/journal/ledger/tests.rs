@@ -752,8 +752,6 @@ fn pick<T: Clone>(of: &[T], which: usize) -> Option<T> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3 * ProptestConfig::default().cases, ..ProptestConfig::default() })]
-
     #[test]
     fn the_ledger_does_what_the_model_does(steps in prop::collection::vec(any_do(), 1..60)) {
         let mut pair = Pair::new();

@@ -159,3 +159,19 @@ async fn a_decision_that_the_disk_did_not_take_is_not_acted_upon() {
     assert_eq!((rig.store("graph").n("a"), rig.store("vector").n("a")), (Some(1), Some(1)));
     assert!(rig.plane.ledger().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_is_dropped_while_its_intent_is_on_its_way_does_not_come_back() {
+    let rig = Rig::two().await;
+    rig.tape.takes(SECOND);
+    let writing = rig.perform(put("a", 1), 60 * SECOND);
+    tokio::time::sleep(SECOND / 2).await;
+    writing.abort();
+    tokio::time::sleep(SECOND).await;
+    // Its end may be written before its beginning, here: then the next process finishes it.
+    let records = rig.tape.records();
+    let next = rig.restarted(&records).await;
+    next.drain(SECOND).await;
+    assert_eq!(rig.store("graph").n("a"), rig.store("vector").n("a"));
+    assert!(next.plane.ledger().is_empty());
+}
