@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use seawall_actors::backend::BackendName;
-use seawall_actors::breaker::{BreakerStateStore, FORMAT, SavedBreaker, StoreError};
+use seawall_actors::breaker::{BreakerStateStore, FORMAT, LAST_SEQUENCE, SavedBreaker, StoreError};
 
 use crate::guard::{Batch, GuardOptions, GuardedDb, OpenError};
 
@@ -37,12 +37,18 @@ impl SledStateStore {
 
 fn held(db: &GuardedDb, backend: &BackendName) -> Result<Option<SavedBreaker>, StoreError> {
     let Some(row) = db.get(backend.as_str()).map_err(failed)? else { return Ok(None) };
-    let saved: SavedBreaker = rmp_serde::from_slice(&row).map_err(|e| StoreError::Unreadable(e.to_string()))?;
-    if saved.format == FORMAT {
-        Ok(Some(saved))
-    } else {
-        Err(StoreError::Unreadable(format!("format {}", saved.format)))
+    decode(&row).map(Some)
+}
+
+pub(crate) fn decode(row: &[u8]) -> Result<SavedBreaker, StoreError> {
+    let saved: SavedBreaker = rmp_serde::from_slice(row).map_err(|e| StoreError::Unreadable(e.to_string()))?;
+    if saved.format != FORMAT {
+        return Err(StoreError::Unreadable(format!("format {}", saved.format)));
     }
+    if saved.sequence > LAST_SEQUENCE {
+        return Err(StoreError::Unreadable(format!("sequence {}", saved.sequence)));
+    }
+    Ok(saved)
 }
 
 fn failed(error: crate::guard::GuardError) -> StoreError {

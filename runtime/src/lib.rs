@@ -14,6 +14,9 @@
 pub mod backends;
 mod breakers;
 pub mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 pub mod journal;
 mod runtime;

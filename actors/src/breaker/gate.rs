@@ -182,7 +182,7 @@ impl Gate {
     /// A record for the store, newer than all before.
     pub(super) fn record(&self) -> SavedBreaker {
         let mut core = self.lock();
-        core.sequence += 1;
+        core.sequence = core.sequence.saturating_add(1);
         core.policy.saved(core.sequence, Instant::now())
     }
 

@@ -73,7 +73,7 @@ pub use policy::{BreakerPolicy, Effects, Evidence, Grant, ProbeGrant, Settled};
 pub use report::{
     BreakerSnapshot, BreakerView, Explanation, FailureKind, FailureSample, ProbeReading, RuleReading, Transition,
 };
-pub use store::{BreakerStateStore, FORMAT, MemoryStateStore, SavedBreaker, SavedOverride, StoreError};
+pub use store::{BreakerStateStore, FORMAT, LAST_SEQUENCE, MemoryStateStore, SavedBreaker, SavedOverride, StoreError};
 
 use std::fmt;
 

@@ -14,6 +14,10 @@ use crate::backend::BackendName;
 /// The format of [`SavedBreaker`] that is written.
 pub const FORMAT: u16 = 1;
 
+/// The highest sequence that a record may have: a higher one would leave no room for those that come after it, and
+/// no store would ever take one again.
+pub const LAST_SEQUENCE: u64 = u64::MAX >> 1;
+
 /// What is saved of a breaker. It holds no point in time, only durations: the wall clock may jump while nothing
 /// runs, and an open breaker must neither wait longer than configured nor skip its wait.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -7,6 +7,8 @@ use seawall_actors::operation::{Change, Version};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::row::LAST;
+
 const VERSION: u8 = 1;
 /// Levels of lists and objects inside a property. What is nested deeper would be written and could not be read.
 const MAX_NESTING: usize = 128;
@@ -73,8 +75,12 @@ pub(super) fn open_envelope(envelope: &[u8]) -> Result<(u64, JournalRecord), Str
     if version != VERSION {
         return Err(format!("a record has version {version}, which is unknown to this version of Seawall"));
     }
+    let lsn = u64::from_be_bytes(lsn);
+    if lsn > LAST {
+        return Err("a record has a place in the log that there cannot be".to_owned());
+    }
     let record = rmp_serde::from_slice(encoded).map_err(|error| format!("a record is unreadable: {error}"))?;
-    Ok((u64::from_be_bytes(lsn), record))
+    Ok((lsn, record))
 }
 
 fn check_nesting(record: &JournalRecord) -> Result<(), String> {

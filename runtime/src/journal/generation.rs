@@ -1,5 +1,6 @@
 //! Generations: directories of rows, each one sled database that is only ever appended to.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,14 +54,24 @@ pub(super) struct Scan {
 /// Reads the rows of a generation from `first` on. Rows from `until` on were never acknowledged and are ignored;
 /// rows before it, or up to `acknowledged` in the newest generation, must be there.
 pub(super) fn scan(db: &GuardedDb, first: u64, until: Option<u64>, acknowledged: u64) -> Scan {
+    scan_rows(db.iter(), first, until, acknowledged)
+}
+
+pub(super) fn scan_rows<B: AsRef<[u8]>, E: fmt::Display>(
+    rows: impl Iterator<Item = Result<(B, B), E>>,
+    first: u64,
+    until: Option<u64>,
+    acknowledged: u64,
+) -> Scan {
     let mut scanner = Scanner { scan: Scan { end: first, ..Scan::default() }, stream: Vec::new(), started: None };
-    for entry in db.iter() {
+    for entry in rows {
         match entry {
             Ok((key, value)) => {
-                let number = <[u8; 8]>::try_from(&*key).ok().map(u64::from_be_bytes);
+                let (key, value) = (key.as_ref(), value.as_ref());
+                let number = <[u8; 8]>::try_from(key).ok().map(u64::from_be_bytes);
                 match number {
                     Some(number) if until.is_some_and(|until| number >= until) => break,
-                    Some(number) if number >= scanner.scan.end => scanner.row(number, &key, &value),
+                    Some(number) if (scanner.scan.end..=row::LAST).contains(&number) => scanner.row(number, key, value),
                     _ => scanner.scan.findings.push("a row has a key that does not belong here".into()),
                 }
             }

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use super::row::LAST;
 use crate::guard::sync_dir;
 
 const NAME: &str = "mark";
@@ -25,7 +26,7 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    fn encode(self) -> [u8; SLOT] {
+    pub(super) fn encode(self) -> [u8; SLOT] {
         let mut slot = [0; SLOT];
         slot[..4].copy_from_slice(&MAGIC);
         for (part, at) in [self.row, self.first, self.reserved].into_iter().zip([4, 12, 20]) {
@@ -42,7 +43,8 @@ impl Mark {
             return None;
         }
         let part = |at: usize| Some(u64::from_be_bytes(body.get(at..at + 8)?.try_into().ok()?));
-        Some(Self { row: part(4)?, first: part(12)?, reserved: part(20)? })
+        let mark = Self { row: part(4)?, first: part(12)?, reserved: part(20)? };
+        (mark.row <= LAST && mark.first <= LAST).then_some(mark)
     }
 }
 
@@ -65,8 +67,13 @@ pub(super) fn find(dir: &Path) -> io::Result<Found> {
         Err(error) => return Err(error),
         Ok(file) => file.take(FILE as u64).read_to_end(&mut bytes)?,
     };
+    Ok(parse(&bytes))
+}
+
+/// What the bytes of the file say.
+pub(super) fn parse(bytes: &[u8]) -> Found {
     let slots = OFFSETS.iter().filter_map(|at| Mark::decode(bytes.get(*at..at + SLOT)?));
-    Ok(slots.max().map_or(Found::Unreadable, Found::Mark))
+    slots.max().map_or(Found::Unreadable, Found::Mark)
 }
 
 /// The file, open for writing.

@@ -74,6 +74,8 @@
 
 mod codec;
 mod committer;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod generation;
 mod inbox;
 mod index;

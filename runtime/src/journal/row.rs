@@ -19,6 +19,8 @@ const HEADER: usize = 1 + 4 + 4 + 8 + 2;
 const KEY: usize = 8;
 const CRC: usize = 4;
 const LENGTH: usize = 4;
+/// The highest number of a row, and the highest place in the log: there is always one after it.
+pub(super) const LAST: u64 = u64::MAX >> 1;
 /// Bytes of payload in a full row.
 pub(super) const MAX_PAYLOAD: usize = MAX_ROW_BYTES - KEY - HEADER - CRC;
 
@@ -29,7 +31,7 @@ pub(super) struct Row<'a> {
     pub(super) payload: &'a [u8],
 }
 
-fn encode(number: u64, chunk: u32, chunks: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn encode(number: u64, chunk: u32, chunks: u32, payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER + payload.len() + CRC);
     value.push(FORMAT);
     value.extend(chunk.to_be_bytes());

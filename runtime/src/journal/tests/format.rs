@@ -160,3 +160,21 @@ proptest! {
         let _ = codec::open_envelope(&bytes);
     }
 }
+
+/// Checksums do not help against what was never written by a journal.
+#[test]
+fn numbers_that_leave_no_room_for_the_next_are_damage_and_no_panic() {
+    for mark in [(u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX)] {
+        let dir = scratch();
+        let (journal, _) = opened(dir.path(), &small());
+        append(&journal, vec![intent(1, 1)]).unwrap();
+        close(journal);
+        mark::MarkFile::create(dir.path(), mark::Mark { row: mark.0, first: mark.1, reserved: 1 }).unwrap();
+        let refused = SledJournal::open(dir.path(), small(), OnDamage::Refuse).map(drop);
+        assert!(matches!(refused, Err(JournalOpenError::Damaged { .. })), "{refused:?}");
+        let (_, recovered) = SledJournal::open(dir.path(), small(), OnDamage::Continue).unwrap();
+        assert_eq!(recovered.records, [intent(1, 1)]);
+    }
+    let record = Encoded::of(&intent(1, 1)).unwrap().bytes;
+    assert!(codec::open_envelope(&codec::envelope(u64::MAX, &record)).is_err());
+}
