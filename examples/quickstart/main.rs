@@ -180,8 +180,8 @@ async fn run_and_kill(dir: &Path, text: &[u8], reporter: &Reporter, slowly: bool
     let enough = reporter.book().acknowledged().count() + BEFORE_THE_KILL;
     hear(&mut child, &mut lines, reporter, |_| reporter.book().acknowledged().count() >= enough).await?;
     child.kill().await?;
-    // What it said before it died is still in the pipe. The last line may be cut short.
-    while let Some(line) = lines.next_line().await? {
+    // What it said before it died is still in the pipe. The last line may be cut short, even within a letter.
+    while let Ok(Some(line)) = lines.next_line().await {
         if let Ok(report) = serde_json::from_str(&line) {
             reporter.tell(report);
         }

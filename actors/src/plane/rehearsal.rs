@@ -454,6 +454,11 @@ impl Rig {
         }
         let _ = ledger.release_all();
         let versions = Versions::after(ledger.highest());
+        // As a start does.
+        if let Some(up_to) = versions.reservation() {
+            tape.records.lock().unwrap().push(JournalRecord::Reserved { up_to });
+            versions.reserved(up_to);
+        }
         let facts = |store: &Arc<Store>| BackendFacts {
             name: store.name.clone(),
             role: store.role,
