@@ -1,25 +1,25 @@
 //! One write, from its admission to its receipt, as one task.
 
+mod legs;
+mod told;
+
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::backend::{BackendError, BackendName, Fence, FencedWrite, Happened, Stored, Transaction};
+use crate::backend::{BackendError, BackendName, Fence, FencedWrite, Happened, Stored};
 use crate::breaker::{OwnedLease as Lease, Purpose};
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Plan, WriteRule};
 use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult, appended};
 use crate::operation::{Change, Held, OperationId, Outcome, Receipt, Version, Write};
-use crate::plane::{DataPlane, Store, check_fence};
+use crate::plane::{DataPlane, Store};
 use crate::record::Key;
 use crate::saga::{Durability, Failure, LegEnd, SagaConfig, Verdict, verdict};
 use crate::sync::lane;
-
-/// Calls to a best-effort backend that may be out at once; what it is not told then, it misses.
-const BEST_EFFORT_CALLS: usize = 256;
 
 /// One write on its way.
 pub struct Operation {
@@ -474,140 +474,6 @@ impl Operation {
         join_all(undo).await;
     }
 
-    /// Runs the legs side by side; native transactions are committed when the other legs are done.
-    async fn run_legs(
-        &self,
-        legs: &mut [Leg],
-        write: &FencedWrite,
-        until: Instant,
-        may_roll_back: bool,
-    ) -> Vec<(BackendName, LegEnd)> {
-        let (plain, native): (Vec<&mut Leg>, Vec<&mut Leg>) =
-            legs.iter_mut().partition(|leg| leg.store.backend.transactions().is_none());
-        let begun = join_all(native.into_iter().map(|leg| self.begin_native(leg, write, until)));
-        let done = join_all(plain.into_iter().map(|leg| self.run_leg(leg, write, until, may_roll_back)));
-        let (begun, mut ends) = tokio::join!(begun, done);
-        let mut open = Vec::with_capacity(begun.len());
-        for (store, transaction) in begun {
-            match transaction {
-                Ok(transaction) => open.push((store, transaction)),
-                Err(failure) => ends.push((store.name.clone(), LegEnd::Failed(failure))),
-            }
-        }
-        for (store, transaction) in open {
-            let goes = |(_, end): &(_, LegEnd)| if may_roll_back { *end == LegEnd::Done } else { !is_hopeless(end) };
-            let end = if ends.iter().all(goes) {
-                self.commit_native(&store, transaction, write, until).await
-            } else {
-                self.roll_back_native(&store, transaction).await;
-                LegEnd::Failed(Failure::without_effect("rolled back, because another backend failed"))
-            };
-            ends.push((store.name.clone(), end));
-        }
-        ends
-    }
-
-    async fn begin_native(
-        &self,
-        leg: &mut Leg,
-        write: &FencedWrite,
-        until: Instant,
-    ) -> (Arc<Store>, Result<Box<dyn Transaction>, Failure>) {
-        let store = Arc::clone(&leg.store);
-        let result = match (self.lease(leg), store.backend.transactions()) {
-            (Ok(lease), Some(transactions)) => {
-                let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
-                let begun = store.call(lease, timeout, transactions.begin(write)).await;
-                begun.map_err(|error| {
-                    self.hear(&store, &error);
-                    // It was never committed.
-                    Failure { happened: Happened::No, ..Failure::from(&error) }
-                })
-            }
-            (Err(failure), _) => Err(failure),
-            (Ok(_), None) => Err(Failure::from(&BackendError::transient("no transactions"))),
-        };
-        (store, result)
-    }
-
-    async fn commit_native(
-        &self,
-        store: &Store,
-        open: Box<dyn Transaction>,
-        write: &FencedWrite,
-        until: Instant,
-    ) -> LegEnd {
-        let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Live) else {
-            // Dropped, it rolls back by itself: nobody calls behind an open breaker.
-            return LegEnd::Failed(Failure::without_effect("its breaker opened before the commit"));
-        };
-        let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
-        let committed = store.call(lease, timeout, open.commit()).await;
-        match committed.and_then(|applied| check_fence(applied, write, true, &self.plane.versions)) {
-            Ok(_) => LegEnd::Done,
-            Err(error) => {
-                self.hear(store, &error);
-                LegEnd::Failed(Failure::from(&error))
-            }
-        }
-    }
-
-    /// Takes back what never became visible; whether that succeeds or not, nothing of it ever will.
-    async fn roll_back_native(&self, store: &Store, open: Box<dyn Transaction>) {
-        if let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Compensation) {
-            let _ = store.call(lease, self.config.step_timeout, open.rollback()).await;
-        }
-    }
-
-    /// Applies the write to one backend, with retries while there is time and hope.
-    async fn run_leg(
-        &self,
-        leg: &mut Leg,
-        write: &FencedWrite,
-        until: Instant,
-        may_roll_back: bool,
-    ) -> (BackendName, LegEnd) {
-        let store = Arc::clone(&leg.store);
-        let _live = store.live.enter();
-        let mut happened = Happened::No;
-        for retry in 0.. {
-            let lease = match self.lease(leg) {
-                Ok(lease) => lease,
-                Err(failure) => return (store.name.clone(), LegEnd::Failed(Failure { happened, ..failure })),
-            };
-            let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
-            let error = match store.apply(lease, timeout, write, true, &self.plane.versions).await {
-                Ok(_) => break,
-                Err(error) => error,
-            };
-            self.hear(&store, &error);
-            let failure = Failure::from(&error);
-            if failure.happened == Happened::Perhaps {
-                happened = Happened::Perhaps;
-            }
-            let wait = error.retry_after.unwrap_or_default().max(self.config.wait_before(retry));
-            let again = may_roll_back && !failure.hopeless && retry < self.config.max_retries;
-            // A store may ask for any wait.
-            if !again || wait >= until.saturating_duration_since(Instant::now()) {
-                return (store.name.clone(), LegEnd::Failed(Failure { happened, ..failure }));
-            }
-            sleep(wait).await;
-        }
-        (store.name.clone(), LegEnd::Done)
-    }
-
-    fn lease(&self, leg: &mut Leg) -> Result<Lease, Failure> {
-        match leg.lease.take() {
-            Some(lease) => Ok(lease),
-            None => leg.store.breaker.gate().try_acquire_owned(Purpose::Live).map_err(|rejected| Failure {
-                happened: Happened::No,
-                hopeless: false,
-                reason: rejected.to_string(),
-                retry_after: rejected.retry_after,
-            }),
-        }
-    }
-
     async fn make_durable(&self, intent: &Arc<Intent>) -> Result<(), JournalError> {
         let mut records = vec![JournalRecord::Intent(Arc::clone(intent))];
         let reservation = self.plane.versions.reservation();
@@ -659,50 +525,6 @@ impl Operation {
         })
     }
 
-    /// Tells the cache, and the backends that are only told.
-    fn remember(&self, rule: &WriteRule, version: Version) {
-        let (cache, now) = (self.plane.fallback.cache(), Instant::now());
-        for change in &*self.changes {
-            let key = change.key();
-            let known = match change {
-                Change::Put(record) => Some(Some(Arc::new(record.clone()))),
-                Change::Delete { .. } => Some(None),
-                // Writes of a key come one after another, so what the cache holds is what this was merged into.
-                Change::Merge { .. } => {
-                    cache.get(key, now).map(|hit| change.apply_to(hit.record.as_deref().cloned()).map(Arc::new))
-                }
-            };
-            match known {
-                Some(record) => {
-                    cache.put(key, version, record, now);
-                }
-                None => cache.invalidate(key, version),
-            }
-        }
-        // `LOCAL_STORAGE` touches no backend.
-        if *rule != WriteRule::Local {
-            self.tell_best_effort(version);
-        }
-    }
-
-    /// Tells the write to caches and copies. Nobody waits for them, and what they miss is their loss.
-    fn tell_best_effort(&self, version: Version) {
-        for store in self.plane.best_effort().filter(|store| store.live.count() < BEST_EFFORT_CALLS) {
-            let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Live) else { continue };
-            let write = FencedWrite {
-                operation: self.write.operation,
-                version,
-                fence: Fence::Write,
-                changes: self.changes.iter().map(whole).collect(),
-            };
-            let (store, timeout) = (Arc::clone(store), self.config.step_timeout);
-            self.plane.tasks.spawn(async move {
-                let _live = store.live.enter();
-                let _ = store.call(lease, timeout, store.backend.apply(&write)).await;
-            });
-        }
-    }
-
     fn hear(&self, store: &Store, error: &BackendError) {
         if error.kind == crate::backend::ErrorKind::ReadOnly {
             self.plane.fallback.write_refused(store.name.clone());
@@ -738,11 +560,6 @@ fn way_back(keys: &[Key], images: Vec<Option<Stored>>) -> Result<Arc<[Change]>, 
     Ok(keys.iter().zip(images).map(restore).collect())
 }
 
-/// A change that can be told to a copy which may have missed earlier ones: it cannot merge, only forget.
-fn whole(change: &Change) -> Change {
-    if change.is_full() { change.clone() } else { Change::Delete { key: change.key().clone() } }
-}
-
 fn done_records(version: Version, ends: &[(BackendName, LegEnd)]) -> Vec<JournalRecord> {
     ends.iter()
         .filter(|(_, end)| *end == LegEnd::Done)
@@ -761,10 +578,6 @@ fn first_not_done(ends: &[(BackendName, LegEnd)]) -> Option<(BackendName, Failur
 /// Whether a leg that is not done may have been done all the same.
 fn perhaps(ends: &[(BackendName, LegEnd)]) -> bool {
     ends.iter().any(|(_, end)| matches!(end, LegEnd::Failed(failure) if failure.happened == Happened::Perhaps))
-}
-
-fn is_hopeless(end: &LegEnd) -> bool {
-    matches!(end, LegEnd::Failed(failure) if failure.hopeless)
 }
 
 fn give_up(backend: BackendName, failure: Failure) -> Refusal {
