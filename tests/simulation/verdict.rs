@@ -19,9 +19,9 @@ use crate::world::{Process, World};
 /// How long everything may take to come to rest when nothing goes wrong any more.
 const REST: Duration = Duration::from_secs(2 * 3_600);
 /// How long it takes until everybody knows how the disk is.
-const NEWS: Duration = Duration::from_secs(5);
+const NEWS: Duration = Duration::from_secs(3);
 /// Who changes nothing for so long has nothing left to do.
-const STILL: Duration = Duration::from_secs(20 * 60);
+const STILL: Duration = Duration::from_secs(3 * 60);
 
 /// Folds the events of a runtime, and finds whether one is missing or says what is not so.
 pub(crate) fn follow(runtime: &Runtime, scene: &Arc<Scene>, life: &Arc<Life>) -> Arc<Mutex<Snapshot>> {
@@ -86,9 +86,11 @@ pub(crate) async fn rest(world: &World, process: &Process) {
     while runtime.control().clear_mode().await.is_err() {
         sleep(50 * MS).await;
     }
-    // A disk that has just failed is known to have, and those who know begin to heal.
-    sleep(NEWS).await;
-    if !scene.weather.revive {
+    if scene.weather.disk.fails > 0.0 {
+        // A disk that has just failed is known to have, and those who know begin to heal.
+        sleep(NEWS).await;
+    }
+    if scene.weather.habits.permanent && !scene.weather.revive {
         come_to_letters(world, runtime).await;
     }
     calm(world, runtime).await;
