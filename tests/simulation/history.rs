@@ -192,7 +192,7 @@ impl History {
     pub(crate) fn noted(&self, record: &JournalRecord) {
         let JournalRecord::DeadLetter { version, backend, reason } = record else { return };
         let log = &mut *self.log();
-        if !reason.contains("Permanent") {
+        if !reason.contains("Permanent") && reason != TRIED_AGAIN {
             log.problems.push(format!("{version} became a dead letter of {backend}: {reason}"));
         }
     }
@@ -289,6 +289,7 @@ impl History {
             let effect = match outcome {
                 // The end of a write to a single store is not durable: of an earlier try more may be known than of it.
                 Outcome::Committed(version) => Some(operation.held.filter(|_| !remembers).unwrap_or(version)),
+                Outcome::RolledBack(version) if !remembers && operation.held > Some(version) => operation.held,
                 Outcome::NotFound if !remembers => operation.held.or_else(|| in_effect(stores, *id)),
                 _ => None,
             };

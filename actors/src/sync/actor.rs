@@ -223,7 +223,8 @@ async fn promote(plane: Arc<DataPlane>) {
             for intent in volatile {
                 let Some(append) = write_down(&plane, intent.version) else { continue };
                 if appended(append).await.is_ok() {
-                    plane.ledger().set_durable(intent.version);
+                    let closed = plane.ledger().set_durable(intent.version);
+                    plane.note(closed.into_iter().collect());
                 } else {
                     again = true;
                     break;

@@ -77,11 +77,12 @@ impl Ledger {
         self.remove(version);
     }
 
-    /// The entry is written down.
-    pub fn set_durable(&mut self, version: Version) {
-        if let Some(entry) = self.entries.get_mut(&version) {
-            (entry.durable, entry.doubtful) = (true, false);
-        }
+    /// The entry is written down. Gives the record that closes it, if that was all that it waited for.
+    pub fn set_durable(&mut self, version: Version) -> Option<JournalRecord> {
+        let entry = self.entries.get_mut(&version)?;
+        entry.durable = true;
+        let doubtful = std::mem::take(&mut entry.doubtful);
+        if doubtful { self.close(version) } else { None }
     }
 
     /// A decision to undo the entry could not be written down, or the intent of what a backend may have. It goes forward,
@@ -89,6 +90,8 @@ impl Ledger {
     pub fn doubt(&mut self, version: Version) {
         if let Some(entry) = self.entries.get_mut(&version) {
             (entry.durable, entry.doubtful) = (false, true);
+            // It stays when all backends have it, and does not stand in the way of later ones.
+            entry.passable = true;
         }
     }
 

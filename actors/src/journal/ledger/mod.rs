@@ -29,6 +29,9 @@ use crate::journal::{Ending, Intent, JournalRecord, QueueConfig};
 use crate::operation::{Change, OperationId, Outcome, Version};
 use crate::record::Key;
 
+/// The reason of a dead letter in an entry that is written down anew, when it is none any more.
+pub const TRIED_AGAIN: &str = "tried again since";
+
 /// Where one backend stands with one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LegState {
@@ -140,8 +143,11 @@ impl Entry {
         self.intent.undo.iter().find(|(name, _)| name == backend).map(|(_, changes)| changes)
     }
 
-    /// The ending that the legs have come to, if they all have.
+    /// The ending that the legs have come to, if they all have and nothing that a restart finds can say otherwise.
     fn ending(&self) -> Option<Ending> {
+        if self.doubtful {
+            return None;
+        }
         let (goal, ending) = match &self.decision {
             None => (LegState::Done, Ending::Committed),
             Some(decision) => (LegState::Undone, decision.ending),
@@ -351,7 +357,7 @@ impl Ledger {
         let mut records = vec![JournalRecord::Intent(Arc::clone(&entry.intent))];
         let backend = |leg: &Leg| leg.backend.clone();
         for leg in entry.legs.iter().filter(|leg| leg.died && !matches!(leg.state, LegState::Dead(_))) {
-            let reason = "tried again since".to_owned();
+            let reason = TRIED_AGAIN.to_owned();
             records.push(JournalRecord::DeadLetter { version, backend: backend(leg), reason });
             records.push(JournalRecord::Revived { version, backend: backend(leg) });
         }
