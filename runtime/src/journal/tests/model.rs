@@ -297,8 +297,8 @@ fn develop(photo: &Photo) -> tempfile::TempDir {
     dir
 }
 
-/// Takes a photo before the n-th step from when it is told to: that is what a SIGKILL at that moment leaves. The step
-/// then fails, for nobody is there any more.
+/// Takes a photo before the n-th step from when it is told to: that is what a SIGKILL at that moment leaves. That step
+/// and all after it fail, for nobody is there any more.
 struct Death {
     dir: PathBuf,
     within: Mutex<(Option<i64>, Option<Photo>)>,
@@ -328,16 +328,14 @@ impl FaultHook for Death {
         }
         let (left, photo) = &mut *self.within.lock().unwrap();
         match left {
-            None => Ok(()),
-            Some(0) => {
-                (*left, *photo) = (None, Some(photograph(&self.dir)));
-                Err(io::Error::from_raw_os_error(5))
+            None => return Ok(()),
+            Some(1..) => {
+                *left = left.map(|left| left - 1);
+                return Ok(());
             }
-            Some(steps) => {
-                *steps -= 1;
-                Ok(())
-            }
-        }
+            Some(_) => photo.get_or_insert_with(|| photograph(&self.dir)),
+        };
+        Err(io::Error::from_raw_os_error(5))
     }
 }
 
