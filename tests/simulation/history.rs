@@ -223,9 +223,14 @@ impl History {
             return;
         };
         let version = answer.version.unwrap_or_default();
-        // A copy may have missed what it was told; what it says is called stale.
-        let from_copy = answer.source == Source::Backend(COPY.into()) || answer.source == Source::Owed;
-        let excused = copies && answer.stale && from_copy;
+        // A copy may have missed what it was told, and after a crash it is not known whether what is owed is still owed:
+        // when nobody else can be asked, that is said.
+        let excused = answer.stale
+            && match &answer.source {
+                Source::Backend(name) => *name == COPY.into(),
+                Source::Owed => copies || log.counts.crashes > 0,
+                Source::Cache { .. } => false,
+            };
         if version < floor && !excused && !log.tainted.contains(key) {
             log.problems.push(format!(
                 "a read of {key} gave {version} from {:?}{} after {floor} was acknowledged",
@@ -372,7 +377,9 @@ fn contradiction(operation: &Operation, outcome: &Outcome, effect: Option<Versio
     };
     let Operation { held, refused, unclear, .. } = operation;
     (!fits).then(|| {
-        format!("acknowledged {held:?}, refused {refused}, unclear {unclear}; in the end {outcome:?}, effect {effect:?}")
+        format!(
+            "acknowledged {held:?}, refused {refused}, unclear {unclear}; in the end {outcome:?}, effect {effect:?}"
+        )
     })
 }
 

@@ -66,7 +66,12 @@ pub(crate) struct Landing {
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     /// Done after this time, done again as much later, answered after yet another time, if at all.
-    Done { before: Duration, again: Option<Duration>, after: Duration, reply: Reply },
+    Done {
+        before: Duration,
+        again: Option<Duration>,
+        after: Duration,
+        reply: Reply,
+    },
     Failed(ErrorKind),
     Lost,
     Panic,
@@ -130,7 +135,8 @@ impl Store {
     pub(crate) async fn contents(&self, keys: &[Key]) -> BTreeMap<Key, Option<Record>> {
         let stored = self.inner.read(keys).await.expect("a store in memory is read");
         for (key, stored) in keys.iter().zip(&stored) {
-            let (held, kept) = (stored.as_ref().map(|stored| stored.version), locked(&self.state).held.get(key).copied());
+            let (held, kept) =
+                (stored.as_ref().map(|stored| stored.version), locked(&self.state).held.get(key).copied());
             assert_eq!(held, kept, "{} keeps count of what it holds of {key}", self.name);
         }
         keys.iter().cloned().zip(stored).map(|(key, stored)| (key, stored.and_then(|stored| stored.record))).collect()
@@ -282,11 +288,7 @@ impl Wire {
 }
 
 /// A write that is on its way, and arrives whatever becomes of its sender.
-fn later(
-    store: &Arc<Store>,
-    write: &FencedWrite,
-    delay: Duration,
-) -> oneshot::Receiver<Result<Applied, BackendError>> {
+fn later(store: &Arc<Store>, write: &FencedWrite, delay: Duration) -> oneshot::Receiver<Result<Applied, BackendError>> {
     store.scene.lands_in(delay);
     let (sender, receiver) = oneshot::channel();
     let (store, write) = (Arc::clone(store), write.clone());

@@ -87,6 +87,9 @@ impl Drop for Hold<'_> {
         if self.plane.ledger().release(self.version) {
             self.plane.work.send_replace(());
         }
+        if self.plane.ledger().is_unsettled(self.operation) {
+            self.plane.doubts.notify_one();
+        }
     }
 }
 
@@ -160,7 +163,7 @@ impl Operation {
     fn known(&self) -> Option<Result<Receipt, Refusal>> {
         let ledger = self.plane.ledger();
         let operation = self.write.operation;
-        if ledger.is_held(operation) {
+        if ledger.is_unsettled(operation) {
             return Some(Err(Refusal::Unknown { operation }));
         }
         match ledger.outcome(operation) {
@@ -429,7 +432,10 @@ impl Operation {
                 reason: failure.reason.clone(),
                 ending: Ending::RolledBack,
             };
-            appended(self.plane.journal.append(vec![decided])).await.map_err(|_| Refusal::Unknown { operation })?;
+            if appended(self.plane.journal.append(vec![decided])).await.is_err() {
+                self.plane.ledger().doubt(version);
+                return Err(Refusal::Unknown { operation });
+            }
         }
         let (records, finished) = {
             let mut ledger = self.plane.ledger();

@@ -20,7 +20,13 @@ impl Ledger {
         match record {
             JournalRecord::Intent(intent) => self.insert(Arc::clone(intent), true, false),
             JournalRecord::Done { version, backend } => self.set(*version, backend, LegState::Done),
-            JournalRecord::Undone { version, backend } => self.set(*version, backend, LegState::Undone),
+            JournalRecord::Undone { version, backend } => {
+                // Nothing is taken back without a decision, though that may not have been written down.
+                if self.entries.get(version).is_some_and(|entry| entry.decision.is_none()) {
+                    self.decide(*version, backend, Ending::RolledBack);
+                }
+                self.set(*version, backend, LegState::Undone);
+            }
             JournalRecord::DeadLetter { version, backend, reason } => {
                 self.set(*version, backend, LegState::Dead(reason.clone()));
             }
@@ -74,7 +80,15 @@ impl Ledger {
     /// The entry is written down.
     pub fn set_durable(&mut self, version: Version) {
         if let Some(entry) = self.entries.get_mut(&version) {
-            entry.durable = true;
+            (entry.durable, entry.doubtful) = (true, false);
+        }
+    }
+
+    /// A decision to undo the entry could not be written down. It goes forward, and as soon as that is written down
+    /// anew it is certain that it does.
+    pub fn doubt(&mut self, version: Version) {
+        if let Some(entry) = self.entries.get_mut(&version) {
+            (entry.durable, entry.doubtful) = (false, true);
         }
     }
 
@@ -203,6 +217,8 @@ impl Ledger {
         let bytes = intent.weight();
         self.bytes += bytes;
         self.operations.insert(intent.operation, version);
+        // What became of an earlier try says nothing about this one.
+        self.finished.remove(&intent.operation);
         for change in &*intent.changes {
             let chain = self.chains.entry(change.key().clone()).or_default();
             let place = chain.partition_point(|other| *other < version);
@@ -226,7 +242,18 @@ impl Ledger {
             self.lanes.entry(backend.clone()).or_default().owed += 1;
         }
         let (intent, backends) = (Arc::clone(&intent), intent.owes.clone());
-        let entry = Entry { intent, legs, decision: None, durable, held, acknowledged: false, passable: false, bytes };
+        let entry = Entry {
+            intent,
+            legs,
+            decision: None,
+            durable,
+            held,
+            acknowledged: false,
+            passable: false,
+            recovered: !held,
+            doubtful: false,
+            bytes,
+        };
         self.entries.insert(version, entry);
         for backend in &backends {
             self.refresh(version, backend);
@@ -295,11 +322,13 @@ impl Ledger {
         if self.limits.outcomes == 0 {
             return;
         }
-        if self.finished.insert(operation, (version, ending)).is_none() {
-            self.finished_order.push_back(operation);
+        if self.finished.insert(operation, (version, ending)).is_none_or(|(before, _)| before != version) {
+            self.finished_order.push_back((operation, version));
         }
         while self.finished_order.len() > self.limits.outcomes {
-            if let Some(oldest) = self.finished_order.pop_front() {
+            if let Some((oldest, version)) = self.finished_order.pop_front()
+                && self.finished.get(&oldest).is_some_and(|(last, _)| *last == version)
+            {
                 self.finished.remove(&oldest);
             }
         }

@@ -115,6 +115,11 @@ struct Entry {
     acknowledged: bool,
     /// It is, or has been, such that a later write of its keys could be finished before it.
     passable: bool,
+    /// It was read back after a restart.
+    recovered: bool,
+    /// A decision to undo it could not be written down, and may be found by a restart all the same: until it is
+    /// written down anew, nobody knows how it ends.
+    doubtful: bool,
     bytes: usize,
 }
 
@@ -181,7 +186,7 @@ pub struct Ledger {
     lanes: HashMap<BackendName, Lane>,
     operations: HashMap<OperationId, Version>,
     finished: HashMap<OperationId, (Version, Ending)>,
-    finished_order: VecDeque<OperationId>,
+    finished_order: VecDeque<(OperationId, Version)>,
     bytes: usize,
     dead: usize,
     deciding: usize,
@@ -301,10 +306,12 @@ impl Ledger {
         }
     }
 
-    /// Whether a saga still works on this operation.
+    /// Whether nobody knows yet how this operation ends: a saga still works on it, or a decision to undo it may or may
+    /// not have been written down.
     #[must_use]
-    pub fn is_held(&self, operation: OperationId) -> bool {
-        self.operations.get(&operation).is_some_and(|version| self.entries[version].held)
+    pub fn is_unsettled(&self, operation: OperationId) -> bool {
+        let entry = self.operations.get(&operation).map(|version| &self.entries[version]);
+        entry.is_some_and(|entry| entry.held || entry.doubtful)
     }
 
     /// All dead letters, oldest first.
