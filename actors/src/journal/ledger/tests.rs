@@ -96,6 +96,8 @@ struct ModelEntry {
     acknowledged: bool,
     durable: bool,
     passable: bool,
+    /// Whether a restart found it.
+    recovered: bool,
 }
 
 /// All entries that are not closed, in order, and stores that do as they are told.
@@ -168,7 +170,7 @@ impl Model {
     }
 
     fn overlay(&self, key: &Key) -> Option<Overlay> {
-        let mut seen: Vec<(Pending, bool)> = Vec::new();
+        let mut seen: Vec<(Pending, bool, bool)> = Vec::new();
         for (version, entry) in &self.entries {
             if entry.held && !entry.acknowledged && entry.decided.is_none() {
                 continue;
@@ -179,13 +181,15 @@ impl Model {
             };
             let change = source.and_then(|changes| changes.iter().find(|change| change.key() == key));
             let (version, undo) = (*version, entry.decided.is_some());
-            seen.extend(change.map(|change| (Pending { version, change: change.clone(), undo }, entry.passable)));
+            let (passable, recovered) = (entry.passable, entry.recovered);
+            seen.extend(change.map(|change| (Pending { version, change: change.clone(), undo }, passable, recovered)));
         }
-        let start = seen.iter().rposition(|(pending, _)| pending.change.is_full()).unwrap_or(0);
+        let start = seen.iter().rposition(|(pending, ..)| pending.change.is_full()).unwrap_or(0);
         let seen = seen.split_off(start);
-        let passed = seen.iter().any(|(_, passable)| *passable);
-        let changes: Vec<Pending> = seen.into_iter().map(|(pending, _)| pending).collect();
-        (!changes.is_empty()).then_some(Overlay { changes, passed })
+        let passed = seen.iter().any(|(_, passable, _)| *passable);
+        let recovered = seen.iter().any(|(.., recovered)| *recovered);
+        let changes: Vec<Pending> = seen.into_iter().map(|(pending, ..)| pending).collect();
+        (!changes.is_empty()).then_some(Overlay { changes, passed, recovered })
     }
 
     fn owed(&self, backend: usize) -> usize {
@@ -413,6 +417,7 @@ impl Pair {
             acknowledged: false,
             durable,
             passable: false,
+            recovered: false,
         };
         self.model.entries.insert(version, entry);
     }
@@ -580,7 +585,7 @@ impl Pair {
             assert_eq!(found.decision.is_some(), live.decided.is_some(), "{version}");
             let mut next = live.clone();
             (next.held, next.acknowledged, next.failed) = (false, false, [0; 2]);
-            next.passable = found.passable;
+            (next.passable, next.recovered) = (found.passable, true);
             for (backend, leg) in found.legs.iter().enumerate() {
                 let state = state_of(&leg.state);
                 assert!(is_no_less(live.legs[backend], state), "{version}: {:?} became {state:?}", live.legs[backend]);
@@ -623,7 +628,7 @@ impl Pair {
         assert_eq!(ledger.compensating(), model.entries.values().filter(|entry| entry.decided.is_some()).count());
         for (version, entry) in &model.entries {
             assert_eq!(ledger.version_of(entry.intent.operation), Some(*version));
-            assert_eq!(ledger.is_held(entry.intent.operation), entry.held);
+            assert_eq!(ledger.is_unsettled(entry.intent.operation), entry.held);
             let dead = entry.legs.contains(&State::Dead);
             match ledger.outcome(entry.intent.operation) {
                 Outcome::DeadLetter { .. } => assert!(dead),
@@ -645,7 +650,7 @@ impl Pair {
         if !self.model.discarded {
             assert_eq!(passed(&found), passed(&expected), "{key}");
         }
-        let changes = |overlay: Option<Overlay>| overlay.map(|overlay| overlay.changes);
+        let changes = |overlay: Option<Overlay>| overlay.map(|overlay| (overlay.changes, overlay.recovered));
         assert_eq!(changes(found.clone()), changes(expected), "{key}");
         let held = |entry: &ModelEntry| entry.held && !entry.acknowledged;
         let mut unsettled = self.model.entries.values().filter(|entry| held(entry));

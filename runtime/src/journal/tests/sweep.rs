@@ -1,4 +1,5 @@
-//! Every step of the disk fails once; every byte and every length of a small journal is damaged once.
+//! Every step of the disk fails once; every write is short once; every byte and every length of a small journal is damaged
+//! once.
 //!
 //! `SEAWALL_SWEEP_STEP` sets the stride (1 takes all). The defaults fit the ordinary run.
 
