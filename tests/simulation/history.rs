@@ -238,7 +238,8 @@ impl History {
                 if answer.stale { ", stale," } else { "" }
             ));
         }
-        if !answer.partial {
+        // What is called stale may have missed anything, but for what was cached.
+        if !answer.partial && (!answer.stale || matches!(answer.source, Source::Cache { .. })) {
             let acknowledged = log.floor.get(key).is_some_and(|floor| *floor >= version);
             log.reads.push(Read { key: key.clone(), version, record: answer.record, acknowledged });
         }
@@ -286,7 +287,8 @@ impl History {
             let outcome = outcome(*id);
             let tainted = operation.changes.iter().any(|change| log.tainted.contains(change.key()));
             let effect = match outcome {
-                Outcome::Committed(version) => Some(version),
+                // The end of a write to a single store is not durable: of an earlier try more may be known than of it.
+                Outcome::Committed(version) => Some(operation.held.filter(|_| !remembers).unwrap_or(version)),
                 Outcome::NotFound if !remembers => operation.held.or_else(|| in_effect(stores, *id)),
                 _ => None,
             };

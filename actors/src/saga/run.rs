@@ -360,9 +360,10 @@ impl Operation {
                 if alone && *rule != WriteRule::Memory {
                     let written = self.make_durable(intent).await;
                     if let Err(error) = written {
-                        // One backend has it or has not: there is nothing to finish.
                         hold.untouched = !perhaps(ends);
-                        self.plane.ledger().abandon(version);
+                        if perhaps(ends) {
+                            self.plane.ledger().doubt(version);
+                        }
                         return Err(self.lost(&error, perhaps(ends)));
                     }
                 }
@@ -383,7 +384,7 @@ impl Operation {
                 if failure.happened == Happened::Perhaps {
                     // Nobody knows; so it is made to have happened, and the caller can ask for that.
                     if self.make_durable(intent).await.is_err() {
-                        self.plane.ledger().abandon(version);
+                        self.plane.ledger().doubt(version);
                     }
                     return Err(Refusal::Unknown { operation: self.write.operation });
                 }

@@ -84,8 +84,8 @@ impl Ledger {
         }
     }
 
-    /// A decision to undo the entry could not be written down. It goes forward, and as soon as that is written down
-    /// anew it is certain that it does.
+    /// A decision to undo the entry could not be written down, or the intent of what a backend may have. It goes forward,
+    /// and as soon as it is written down anew it is certain that it does.
     pub fn doubt(&mut self, version: Version) {
         if let Some(entry) = self.entries.get_mut(&version) {
             (entry.durable, entry.doubtful) = (false, true);
@@ -319,7 +319,8 @@ impl Ledger {
     }
 
     fn remember(&mut self, operation: OperationId, version: Version, ending: Ending) {
-        if self.limits.outcomes == 0 {
+        let newer = self.finished.get(&operation).is_some_and(|(last, _)| *last > version);
+        if newer || self.limits.outcomes == 0 {
             return;
         }
         if self.finished.insert(operation, (version, ending)).is_none_or(|(before, _)| before != version) {

@@ -117,8 +117,8 @@ struct Entry {
     passable: bool,
     /// It was read back after a restart.
     recovered: bool,
-    /// A decision to undo it could not be written down, and may be found by a restart all the same: until it is
-    /// written down anew, nobody knows how it ends.
+    /// What was to be written down of it could not be, and may be found by a restart all the same: until it is written
+    /// down anew, nobody knows how it ends.
     doubtful: bool,
     bytes: usize,
 }
@@ -306,8 +306,7 @@ impl Ledger {
         }
     }
 
-    /// Whether nobody knows yet how this operation ends: a saga still works on it, or a decision to undo it may or may
-    /// not have been written down.
+    /// Whether nobody knows yet how this operation ends: a saga still works on it, or left it in doubt.
     #[must_use]
     pub fn is_unsettled(&self, operation: OperationId) -> bool {
         let entry = self.operations.get(&operation).map(|version| &self.entries[version]);

@@ -96,8 +96,6 @@ struct ModelEntry {
     acknowledged: bool,
     durable: bool,
     passable: bool,
-    /// Whether a restart found it.
-    recovered: bool,
 }
 
 /// All entries that are not closed, in order, and stores that do as they are told.
@@ -170,7 +168,7 @@ impl Model {
     }
 
     fn overlay(&self, key: &Key) -> Option<Overlay> {
-        let mut seen: Vec<(Pending, bool, bool)> = Vec::new();
+        let mut seen: Vec<(Pending, bool)> = Vec::new();
         for (version, entry) in &self.entries {
             if entry.held && !entry.acknowledged && entry.decided.is_none() {
                 continue;
@@ -181,15 +179,13 @@ impl Model {
             };
             let change = source.and_then(|changes| changes.iter().find(|change| change.key() == key));
             let (version, undo) = (*version, entry.decided.is_some());
-            let (passable, recovered) = (entry.passable, entry.recovered);
-            seen.extend(change.map(|change| (Pending { version, change: change.clone(), undo }, passable, recovered)));
+            seen.extend(change.map(|change| (Pending { version, change: change.clone(), undo }, entry.passable)));
         }
-        let start = seen.iter().rposition(|(pending, ..)| pending.change.is_full()).unwrap_or(0);
+        let start = seen.iter().rposition(|(pending, _)| pending.change.is_full()).unwrap_or(0);
         let seen = seen.split_off(start);
-        let passed = seen.iter().any(|(_, passable, _)| *passable);
-        let recovered = seen.iter().any(|(.., recovered)| *recovered);
-        let changes: Vec<Pending> = seen.into_iter().map(|(pending, ..)| pending).collect();
-        (!changes.is_empty()).then_some(Overlay { changes, passed, recovered })
+        let passed = seen.iter().any(|(_, passable)| *passable);
+        let changes: Vec<Pending> = seen.into_iter().map(|(pending, _)| pending).collect();
+        (!changes.is_empty()).then_some(Overlay { changes, passed, recovered: false })
     }
 
     fn owed(&self, backend: usize) -> usize {
@@ -417,7 +413,6 @@ impl Pair {
             acknowledged: false,
             durable,
             passable: false,
-            recovered: false,
         };
         self.model.entries.insert(version, entry);
     }
@@ -585,7 +580,7 @@ impl Pair {
             assert_eq!(found.decision.is_some(), live.decided.is_some(), "{version}");
             let mut next = live.clone();
             (next.held, next.acknowledged, next.failed) = (false, false, [0; 2]);
-            (next.passable, next.recovered) = (found.passable, true);
+            next.passable = found.passable;
             for (backend, leg) in found.legs.iter().enumerate() {
                 let state = state_of(&leg.state);
                 assert!(is_no_less(live.legs[backend], state), "{version}: {:?} became {state:?}", live.legs[backend]);
@@ -650,7 +645,7 @@ impl Pair {
         if !self.model.discarded {
             assert_eq!(passed(&found), passed(&expected), "{key}");
         }
-        let changes = |overlay: Option<Overlay>| overlay.map(|overlay| (overlay.changes, overlay.recovered));
+        let changes = |overlay: Option<Overlay>| overlay.map(|overlay| overlay.changes);
         assert_eq!(changes(found.clone()), changes(expected), "{key}");
         let held = |entry: &ModelEntry| entry.held && !entry.acknowledged;
         let mut unsettled = self.model.entries.values().filter(|entry| held(entry));
@@ -766,4 +761,64 @@ proptest! {
         }
         pair.finish();
     }
+}
+
+/// A write of `a` that both backends owe, and can take back.
+fn owed_by_both(version: u64) -> Arc<Intent> {
+    let changes: Arc<[Change]> = Arc::from([Change::Put(Record::new("a"))]);
+    let back: Arc<[Change]> = Arc::from([Change::Delete { key: "a".into() }]);
+    Arc::new(Intent {
+        version: Version(version),
+        operation: OperationId::from(7),
+        priority: Priority::Normal,
+        changes,
+        owes: BACKENDS.map(BackendName::from).to_vec(),
+        undo: BACKENDS.map(|name| (name.into(), Arc::clone(&back))).to_vec(),
+    })
+}
+
+#[test]
+fn what_was_taken_back_in_one_backend_is_taken_back_in_all_though_nobody_wrote_why() {
+    let mut ledger = recover(&[
+        JournalRecord::Intent(owed_by_both(1)),
+        JournalRecord::Undone { version: Version(1), backend: "vector".into() },
+    ]);
+    let outcome = ledger.outcome(OperationId::from(7));
+    assert_eq!(outcome, Outcome::Compensating { version: Version(1), owing: vec!["graph".into()] });
+    let step = ledger.take(&"graph".into(), true, 1).pop().expect("graph owes it");
+    ledger.settle(&"graph".into(), &step, &StepResult::Done);
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::RolledBack(Version(1)));
+    assert!(ledger.is_empty());
+}
+
+#[test]
+fn what_became_of_one_try_is_not_said_of_the_next() {
+    let mut ledger = recover(&[JournalRecord::Closed {
+        version: Version(1),
+        operation: OperationId::from(7),
+        ending: Ending::RolledBack,
+    }]);
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::RolledBack(Version(1)));
+    ledger.begin(&owed_by_both(2), &[], false);
+    // Nothing is known of how this one ended.
+    ledger.abandon(Version(2));
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::NotFound);
+}
+
+#[test]
+fn a_remembered_ending_is_forgotten_in_its_turn_and_not_for_an_older_one_of_the_same_operation() {
+    let mut ledger = Ledger::new(QueueConfig { outcomes: 2, ..QueueConfig::default() });
+    let closed = |version: u64, operation: u128| JournalRecord::Closed {
+        version: Version(version),
+        operation: OperationId::from(operation),
+        ending: Ending::Committed,
+    };
+    for (version, operation) in [(1, 7), (2, 8), (3, 7)] {
+        ledger.apply(&closed(version, operation));
+    }
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::Committed(Version(3)));
+    ledger.apply(&closed(4, 9));
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::Committed(Version(3)));
+    ledger.apply(&closed(5, 10));
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::NotFound);
 }
