@@ -49,8 +49,9 @@ pub struct DataPlane {
     pub events: Arc<EventBus>,
     /// Changes when something is owed that was not: wakes the lanes of the sync worker and the coordinator.
     pub work: watch::Sender<()>,
-    /// Told when an entry is left behind of which nobody knows how it ends, until it is written down anew.
-    pub doubts: Notify,
+    /// Told when a saga leaves an entry behind that is not written down, or of which nobody knows how it ends until it
+    /// is written down anew.
+    pub unwritten: Notify,
     /// What a caller is told to wait when the queue is full.
     pub queue_retry_after: Duration,
     /// How the sagas of this process went.
@@ -83,7 +84,7 @@ impl DataPlane {
             limits,
             events,
             work: watch::Sender::new(()),
-            doubts: Notify::new(),
+            unwritten: Notify::new(),
             queue_retry_after,
             sagas: SagaCounters::default(),
             tasks,

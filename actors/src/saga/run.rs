@@ -87,8 +87,9 @@ impl Drop for Hold<'_> {
         if self.plane.ledger().release(self.version) {
             self.plane.work.send_replace(());
         }
-        if self.plane.ledger().is_unsettled(self.operation) {
-            self.plane.doubts.notify_one();
+        // The mode may have changed meanwhile to one that keeps what this one did not.
+        if self.plane.ledger().is_volatile(self.version) {
+            self.plane.unwritten.notify_one();
         }
     }
 }

@@ -236,7 +236,7 @@ async fn promote(plane: Arc<DataPlane>) {
             changed = plans.changed() => if changed.is_err() {
                 return;
             },
-            () = plane.doubts.notified() => {}
+            () = plane.unwritten.notified() => {}
             () = sleep(PROMOTE_AGAIN), if again => {}
         }
     }

@@ -340,6 +340,12 @@ impl Ledger {
         letters
     }
 
+    /// Whether there is an entry of this version that would not survive a crash.
+    #[must_use]
+    pub fn is_volatile(&self, version: Version) -> bool {
+        self.entries.get(&version).is_some_and(|entry| !entry.durable)
+    }
+
     /// The intents that would not survive a crash and that no saga holds, oldest first.
     #[must_use]
     pub fn volatile(&self) -> Vec<Arc<Intent>> {
