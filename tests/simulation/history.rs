@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use seawall::Refusal;
 use seawall::backend::Fence;
-use seawall::ledger::JournalRecord;
+use seawall::ledger::{JournalRecord, TRIED_AGAIN};
 use seawall::operation::{Change, Held, OperationId, Outcome, Receipt, Retrieved, Source, Version, Write};
 use seawall::record::{Key, Record};
 
