@@ -105,6 +105,13 @@ pub(crate) enum Taint {
     Unacknowledged,
 }
 
+/// What a store holds in the end of each key, and which writes went over what was there.
+pub(crate) struct Holding {
+    pub(crate) store: String,
+    pub(crate) records: BTreeMap<Key, Option<Record>>,
+    pub(crate) landings: Vec<Landing>,
+}
+
 /// The history of one run.
 #[derive(Default)]
 pub(crate) struct History(Mutex<Log>);
@@ -274,12 +281,7 @@ impl History {
 
     /// Judges the end: what became of each operation, and what each store holds of each key. `remembers`: an outcome
     /// that is not known now was none.
-    pub(crate) fn judge(
-        &self,
-        outcome: impl Fn(OperationId) -> Outcome,
-        stores: &[(String, BTreeMap<Key, Option<Record>>, Vec<Landing>)],
-        remembers: bool,
-    ) {
+    pub(crate) fn judge(&self, outcome: impl Fn(OperationId) -> Outcome, stores: &[Holding], remembers: bool) {
         let log = &mut *self.log();
         let mut problems = Vec::new();
         let mut effects: BTreeMap<Key, BTreeMap<Version, Change>> = BTreeMap::new();
@@ -297,7 +299,7 @@ impl History {
                 problems.push(format!("{id}: {problem}"));
             }
             if !tainted && remembers {
-                for (name, _, landings) in stores {
+                for Holding { store: name, landings, .. } in stores {
                     let versions = versions_in_effect(landings, *id);
                     if versions.len() > 1 {
                         problems.push(format!("{id} took effect in {name} more than once: {versions:?}"));
@@ -314,20 +316,16 @@ impl History {
         }
         problems.extend(judge_stores(log, &effects, stores));
         problems.extend(judge_reads(log, &effects));
-        log.counts.landings += stores.iter().map(|(_, _, landings)| landings.len() as u64).sum::<u64>();
+        log.counts.landings += stores.iter().map(|holding| holding.landings.len() as u64).sum::<u64>();
         log.problems.extend(problems);
     }
 }
 
-fn judge_stores(
-    log: &Log,
-    effects: &BTreeMap<Key, BTreeMap<Version, Change>>,
-    stores: &[(String, BTreeMap<Key, Option<Record>>, Vec<Landing>)],
-) -> Vec<String> {
+fn judge_stores(log: &Log, effects: &BTreeMap<Key, BTreeMap<Version, Change>>, stores: &[Holding]) -> Vec<String> {
     let mut problems = Vec::new();
     let nothing = BTreeMap::new();
-    for (store, held, _) in stores {
-        for (key, record) in held.iter().filter(|(key, _)| !log.tainted.contains(key)) {
+    for Holding { store, records, .. } in stores {
+        for (key, record) in records.iter().filter(|(key, _)| !log.tainted.contains(key)) {
             let effects = effects.get(key).unwrap_or(&nothing);
             let expected = fold(effects, Version(u64::MAX));
             if *record != expected {
@@ -387,11 +385,8 @@ fn contradiction(operation: &Operation, outcome: &Outcome, effect: Option<Versio
 }
 
 /// The version by which an operation is in effect in one of the stores, if it is in any.
-fn in_effect(
-    stores: &[(String, BTreeMap<Key, Option<Record>>, Vec<Landing>)],
-    operation: OperationId,
-) -> Option<Version> {
-    stores.iter().flat_map(|(_, _, landings)| versions_in_effect(landings, operation)).max()
+fn in_effect(stores: &[Holding], operation: OperationId) -> Option<Version> {
+    stores.iter().flat_map(|holding| versions_in_effect(&holding.landings, operation)).max()
 }
 
 /// The versions by which an operation went over what was there, and was not taken back.

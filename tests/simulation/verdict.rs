@@ -12,6 +12,7 @@ use seawall::ledger::JournalHealth;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::client::key;
+use crate::history::Holding;
 use crate::scene::{Life, Scene, locked, trace};
 use crate::weather::MS;
 use crate::world::{Process, World};
@@ -188,7 +189,11 @@ pub(crate) async fn judge(world: &World, process: &Process) {
     }
     let mut stores = Vec::new();
     for store in world.stores.iter().filter(|store| store.role == Role::Required) {
-        stores.push((store.name.to_string(), store.contents(&keys).await, store.landings()));
+        stores.push(Holding {
+            store: store.name.to_string(),
+            records: store.contents(&keys).await,
+            landings: store.landings(),
+        });
     }
     let remembers = scene.weather.is_strict();
     scene.history.judge(|operation| handle.outcome(operation), &stores, remembers);
