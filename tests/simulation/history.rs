@@ -264,18 +264,22 @@ impl History {
                 _ => None,
             })
             .collect();
+        let mut lost = BTreeSet::new();
         for operation in log.operations.values_mut() {
             log.counts.unanswered += u64::from(operation.open);
             operation.unclear |= operation.open > 0;
             operation.open = 0;
             if operation.volatile && operation.held.is_some_and(|held| !kept.contains(&held)) {
                 (operation.held, operation.volatile, operation.unclear) = (None, false, true);
+                lost.extend(operation.changes.iter().map(|change| change.key().clone()));
             }
             let forgotten = operation.sent.iter().any(|version| !kept.contains(version));
             if operation.held.is_none() && (taint == Taint::Unacknowledged || taint == Taint::Forgotten && forgotten) {
                 log.tainted.extend(operation.changes.iter().map(|change| change.key().clone()));
             }
         }
+        // What was read on top of what was in memory only cannot be told any more.
+        log.reads.retain(|read| !lost.contains(&read.key));
         log.floor = log.durable_floor.clone();
     }
 
@@ -307,7 +311,10 @@ impl History {
                 }
             }
             let Some(version) = effect else { continue };
-            for change in &operation.changes {
+            // Of what nobody ever confirmed, a part may have come too late.
+            let confirmed = operation.held.is_some() || outcome != Outcome::NotFound;
+            let landed = |change: &&Change| confirmed || went_over(stores, *id, version, change.key());
+            for change in operation.changes.iter().filter(landed) {
                 let of_key = effects.entry(change.key().clone()).or_default();
                 if of_key.insert(version, change.clone()).is_some() {
                     problems.push(format!("two operations share {version} of {}", change.key()));
@@ -387,6 +394,12 @@ fn contradiction(operation: &Operation, outcome: &Outcome, effect: Option<Versio
 /// The version by which an operation is in effect in one of the stores, if it is in any.
 fn in_effect(stores: &[Holding], operation: OperationId) -> Option<Version> {
     stores.iter().flat_map(|holding| versions_in_effect(&holding.landings, operation)).max()
+}
+
+/// Whether an operation went over what was there under this key in one of the stores.
+fn went_over(stores: &[Holding], operation: OperationId, version: Version, key: &Key) -> bool {
+    let mut landings = stores.iter().flat_map(|holding| &holding.landings);
+    landings.any(|landing| landing.operation == operation && landing.version == version && landing.keys.contains(key))
 }
 
 /// The versions by which an operation went over what was there, and was not taken back.

@@ -55,11 +55,13 @@ struct State {
 }
 
 /// A write that went over what was there, for at least one of its keys.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Landing {
     pub(crate) operation: OperationId,
     pub(crate) version: Version,
     pub(crate) fence: Fence,
+    /// The keys for which it did.
+    pub(crate) keys: Vec<Key>,
 }
 
 /// What becomes of one call.
@@ -187,12 +189,12 @@ impl Store {
         }
         let applied = self.inner.apply(write).await?;
         let mut state = locked(&self.state);
-        let mut went_over = false;
+        let mut keys = Vec::new();
         for change in &*write.changes {
             let held = state.held.entry(change.key().clone()).or_default();
             if write.passes(*held) {
                 *held = write.version;
-                went_over = true;
+                keys.push(change.key().clone());
             }
         }
         trace!(
@@ -202,11 +204,11 @@ impl Store {
             write.fence,
             write.version,
             write.operation,
-            if went_over { "" } else { " too late" }
+            if keys.is_empty() { " too late" } else { "" }
         );
-        if went_over {
+        if !keys.is_empty() {
             let FencedWrite { operation, version, fence, .. } = *write;
-            state.landings.push(Landing { operation, version, fence });
+            state.landings.push(Landing { operation, version, fence, keys });
         }
         Ok(applied)
     }

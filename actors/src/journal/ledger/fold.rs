@@ -123,26 +123,25 @@ impl Ledger {
     }
 
     /// From here on the entry is undone. Legs that never reached their backend need nothing; legs that did, or
-    /// may have, owe the compensation.
+    /// may have, owe the compensation. Where a person gives up, what cannot be undone stays as it is.
     pub fn decide(&mut self, version: Version, cause: &BackendName, ending: Ending) {
         let Some(entry) = self.entries.get_mut(&version) else { return };
-        if let Some(decision) = &mut entry.decision {
-            decision.ending = ending;
-            return;
-        }
-        self.deciding += 1;
+        let first = entry.decision.is_none();
+        self.deciding += usize::from(first);
         entry.decision = Some(Decision { cause: cause.clone(), ending });
         let states: Vec<(BackendName, LegState)> = entry
             .legs
             .iter()
-            .map(|leg| {
+            .filter_map(|leg| {
+                let is_dead = matches!(leg.state, LegState::Dead(_));
                 let touched = leg.attempted || matches!(leg.state, LegState::Done | LegState::InFlight);
                 let state = match (touched, entry.undo_for(&leg.backend)) {
-                    (false, _) => LegState::Undone,
-                    (true, Some(_)) => LegState::UndoOwed,
-                    (true, None) => LegState::Dead(NO_PRE_IMAGE.to_owned()),
+                    _ if !first && (ending != Ending::Discarded || !is_dead) => return None,
+                    (true, Some(_)) if first => LegState::UndoOwed,
+                    (true, None) if ending != Ending::Discarded => LegState::Dead(NO_PRE_IMAGE.to_owned()),
+                    _ => LegState::Undone,
                 };
-                (leg.backend.clone(), state)
+                Some((leg.backend.clone(), state))
             })
             .collect();
         for (backend, state) in states {
@@ -172,11 +171,15 @@ impl Ledger {
         records
     }
 
-    /// A dead letter is to be tried again.
+    /// A dead letter is to be tried again. A compensation without anything to go back to stays one.
     pub fn revive(&mut self, version: Version, backend: &BackendName) {
         let Some(entry) = self.entries.get(&version) else { return };
         let Some(Leg { state: LegState::Dead(_), .. }) = entry.leg(backend) else { return };
-        let state = if entry.decision.is_some() { LegState::UndoOwed } else { LegState::Owed };
+        let state = match &entry.decision {
+            None => LegState::Owed,
+            Some(_) if entry.undo_for(backend).is_some() => LegState::UndoOwed,
+            Some(_) => return,
+        };
         self.set(version, backend, state);
     }
 
@@ -184,13 +187,8 @@ impl Ledger {
     /// have of it is undone where there is a pre-image to go back to; the rest stays as it is. Gives what else is to
     /// be written down.
     pub fn discard(&mut self, decided: &JournalRecord) -> Vec<JournalRecord> {
-        let Some(version) = decided.version() else { return Vec::new() };
         self.apply(decided);
-        let states = self.entries.get(&version).map(Entry::states).unwrap_or_default();
-        for (backend, _) in states.into_iter().filter(|(_, state)| matches!(state, LegState::Dead(_))) {
-            self.set(version, &backend, LegState::Undone);
-        }
-        self.undone(version)
+        decided.version().map(|version| self.undone(version)).unwrap_or_default()
     }
 
     /// The records that say which legs of an entry need no undoing, or that none does. They belong with a decision:

@@ -180,6 +180,8 @@ pub struct DeadLetter {
     pub reason: String,
     /// Whether it is the compensation that is refused.
     pub undo: bool,
+    /// Whether it can be tried again. A compensation without anything to go back to can only be discarded.
+    pub retriable: bool,
 }
 
 /// The index over all unfinished entries, and a memory of finished ones.
@@ -333,6 +335,7 @@ impl Ledger {
                         backend: leg.backend.clone(),
                         reason: reason.clone(),
                         undo: entry.decision.is_some(),
+                        retriable: entry.decision.is_none() || entry.undo_for(&leg.backend).is_some(),
                     });
                 }
             }

@@ -839,3 +839,33 @@ fn what_is_in_doubt_is_not_over_before_it_is_written_down_anew() {
     assert!(matches!(closed, Some(JournalRecord::Closed { ending: Ending::Committed, .. })), "{closed:?}");
     assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::Committed(Version(1)));
 }
+
+#[test]
+fn what_a_person_gave_up_does_not_come_back_and_blocks_nothing() {
+    let alone = Intent { undo: Vec::new(), ..(*owed_by_both(1)).clone() };
+    let later = Arc::new(Intent { operation: OperationId::from(8), undo: Vec::new(), ..(*owed_by_both(2)).clone() });
+    let (version, backend) = (Version(1), BackendName::from("vector"));
+    let decided =
+        |ending| JournalRecord::Decided { version, cause: backend.clone(), reason: "given up".to_owned(), ending };
+    // The notes that followed the decision were lost.
+    let mut ledger = Ledger::new(QueueConfig::default());
+    for record in [
+        JournalRecord::Intent(Arc::new(alone)),
+        JournalRecord::Done { version, backend: "graph".into() },
+        JournalRecord::DeadLetter { version, backend: backend.clone(), reason: "no".to_owned() },
+        decided(Ending::RolledBack),
+        JournalRecord::Intent(later),
+    ] {
+        ledger.apply(&record);
+    }
+    let letters = ledger.dead_letters();
+    assert!(letters.iter().all(|letter| letter.undo && !letter.retriable) && !letters.is_empty(), "{letters:?}");
+    // Nothing to go back to: trying again changes nothing.
+    ledger.apply(&JournalRecord::Revived { version, backend: "graph".into() });
+    assert_eq!(ledger.dead_letters(), letters);
+    ledger.apply(&decided(Ending::Discarded));
+    let _ = ledger.release_all();
+    assert_eq!(ledger.dead(), 0);
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::Discarded(version));
+    assert_eq!(ledger.take(&"graph".into(), false, 1).len(), 1, "what comes after goes on");
+}
