@@ -159,8 +159,11 @@ impl History {
         operation.open -= 1;
         match answer {
             Ok(Receipt { version, held, .. }) => {
+                // A person may have discarded it in between.
+                let discarded = operation.changes.iter().any(|change| log.tainted.contains(change.key()));
                 if let Some(before) = operation.held.replace(*version)
                     && before != *version
+                    && !discarded
                 {
                     log.problems.push(format!("{id} was acknowledged as {before}, and then as {version}"));
                 }

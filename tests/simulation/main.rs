@@ -158,7 +158,9 @@ fn number(name: &str) -> Option<u64> {
 fn whatever_the_schedule_every_promise_is_kept() {
     if let Some(seed) = number("SEAWALL_SEED") {
         let run = run(seed, None, Tracing::Printed);
-        report(seed, &run.problems);
+        if !run.problems.is_empty() {
+            report(seed, &run.problems);
+        }
         assert!(run.problems.is_empty(), "seed {seed} broke a promise");
         return;
     }

@@ -223,8 +223,10 @@ async fn promote(plane: Arc<DataPlane>) {
             for intent in volatile {
                 let Some(append) = write_down(&plane, intent.version) else { continue };
                 if appended(append).await.is_ok() {
-                    let closed = plane.ledger().set_durable(intent.version);
-                    plane.note(closed.into_iter().collect());
+                    let waited = plane.ledger().set_durable(intent.version);
+                    if waited {
+                        plane.work.send_replace(());
+                    }
                 } else {
                     again = true;
                     break;

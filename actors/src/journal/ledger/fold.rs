@@ -77,21 +77,21 @@ impl Ledger {
         self.remove(version);
     }
 
-    /// The entry is written down. Gives the record that closes it, if that was all that it waited for.
-    pub fn set_durable(&mut self, version: Version) -> Option<JournalRecord> {
-        let entry = self.entries.get_mut(&version)?;
+    /// The entry is written down. Says whether that was what it waited for.
+    pub fn set_durable(&mut self, version: Version) -> bool {
+        let Some(entry) = self.entries.get_mut(&version) else { return false };
         entry.durable = true;
-        let doubtful = std::mem::take(&mut entry.doubtful);
-        if doubtful { self.close(version) } else { None }
+        let waited = std::mem::take(&mut entry.doubtful);
+        self.refresh_all(version);
+        waited
     }
 
-    /// A decision to undo the entry could not be written down, or the intent of what a backend may have. It goes forward,
-    /// and as soon as it is written down anew it is certain that it does.
+    /// A decision to undo the entry could not be written down, or the intent of what a backend may have. It goes forward
+    /// as soon as it is written down anew, which voids whatever the disk has.
     pub fn doubt(&mut self, version: Version) {
         if let Some(entry) = self.entries.get_mut(&version) {
             (entry.durable, entry.doubtful) = (false, true);
-            // It stays when all backends have it, and does not stand in the way of later ones.
-            entry.passable = true;
+            self.refresh_all(version);
         }
     }
 

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Bar, Ledger, Leg, LegState};
+use super::{Bar, Entry, Ledger, Leg, LegState};
 use crate::backend::BackendName;
 use crate::journal::{Intent, JournalRecord};
 use crate::operation::{Change, OperationId, Priority, Version};
@@ -241,7 +241,7 @@ impl Ledger {
         let Some(leg) = entry.leg(backend) else { return };
         let undo = leg.state == LegState::UndoOwed;
         let waits = undo || leg.state == LegState::Owed;
-        let (mut blocked, mut parked) = (entry.held, false);
+        let (mut blocked, mut parked) = (entry.held || entry.doubtful, false);
         for change in entry.intent.changes.iter().filter(|_| waits) {
             let merges = !undo && !change.is_full();
             for earlier in self.chain(change.key()).take_while(|earlier| *earlier < version) {
@@ -260,6 +260,12 @@ impl Ledger {
             leg.parked = parked;
             lane.put(&mut leg.place, place);
         }
+    }
+
+    /// The same for all legs of an entry.
+    pub(super) fn refresh_all(&mut self, version: Version) {
+        let legs = self.entries.get(&version).map(Entry::states).unwrap_or_default();
+        legs.iter().for_each(|(backend, _)| self.refresh(version, backend));
     }
 
     /// A leg stands in the way of later ones in another way than before: `deep` when dead letters have to do with it.

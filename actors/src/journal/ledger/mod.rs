@@ -120,8 +120,9 @@ struct Entry {
     passable: bool,
     /// It was read back after a restart.
     recovered: bool,
-    /// What was to be written down of it could not be, and may be found by a restart all the same: until it is written
-    /// down anew, nobody knows how it ends.
+    /// What was to be written down of it could not be, and may be found by a restart all the same. Until it is written
+    /// down anew nobody knows how it ends, and nothing is done for it: a restart may decide otherwise, and does not
+    /// know of what happened since.
     doubtful: bool,
     bytes: usize,
 }
@@ -143,11 +144,8 @@ impl Entry {
         self.intent.undo.iter().find(|(name, _)| name == backend).map(|(_, changes)| changes)
     }
 
-    /// The ending that the legs have come to, if they all have and nothing that a restart finds can say otherwise.
+    /// The ending that the legs have come to, if they all have.
     fn ending(&self) -> Option<Ending> {
-        if self.doubtful {
-            return None;
-        }
         let (goal, ending) = match &self.decision {
             None => (LegState::Done, Ending::Committed),
             Some(decision) => (LegState::Undone, decision.ending),
