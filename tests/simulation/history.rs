@@ -1,0 +1,414 @@
+//! What clients and stores saw, and whether a store that keeps its promises could have shown them that.
+//!
+//! | rule | judged |
+//! |---|---|
+//! | a read gives what was acknowledged before it began, or something newer, or is refused; or it is a best-effort copy's, and says so | at each read |
+//! | what was acknowledged is there in the end, once, with the version of its receipt | in the end |
+//! | what was refused is nowhere | in the end |
+//! | what is unknown is in all stores or in none | in the end |
+//! | every store holds the fold of what is there, in the order of the versions; so deletes stay deleted | in the end |
+//! | what a read showed is the fold up to its version | in the end |
+//! | only what a store calls hopeless becomes a dead letter | at once |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard};
+
+use seawall::Refusal;
+use seawall::backend::Fence;
+use seawall::ledger::JournalRecord;
+use seawall::operation::{Change, Held, OperationId, Outcome, Receipt, Retrieved, Source, Version, Write};
+use seawall::record::{Key, Record};
+
+use crate::scene::locked;
+use crate::store::{COPY, Landing};
+
+#[derive(Default)]
+struct Operation {
+    changes: Vec<Change>,
+    /// Its receipt, durable or not.
+    held: Option<Version>,
+    volatile: bool,
+    /// Refused at least once.
+    refused: bool,
+    /// At least one try was not answered, or with "unknown".
+    unclear: bool,
+    /// Tries that are not answered yet.
+    open: u32,
+    /// The versions with which stores were called for it.
+    sent: BTreeSet<Version>,
+}
+
+struct Read {
+    key: Key,
+    version: Version,
+    record: Option<Record>,
+    /// This version was acknowledged when it was read. What is not may be on its way out, and look as if it was never
+    /// there.
+    acknowledged: bool,
+}
+
+#[derive(Default)]
+struct Log {
+    operations: BTreeMap<OperationId, Operation>,
+    /// The newest acknowledged version of each key: what survives the process, and all.
+    durable_floor: BTreeMap<Key, Version>,
+    floor: BTreeMap<Key, Version>,
+    reads: Vec<Read>,
+    /// Keys of which nothing is promised any more: a person has to look, or the process took what was in its memory
+    /// only.
+    tainted: BTreeSet<Key>,
+    problems: Vec<String>,
+    counts: Counts,
+}
+
+/// What happened, in numbers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) writes: u64,
+    pub(crate) committed: u64,
+    pub(crate) queued: u64,
+    pub(crate) volatile: u64,
+    pub(crate) refused: u64,
+    pub(crate) unknown: u64,
+    pub(crate) unanswered: u64,
+    pub(crate) reads: u64,
+    pub(crate) reads_refused: u64,
+    pub(crate) crashes: u64,
+    pub(crate) landings: u64,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self { writes, committed, queued, volatile, refused, unknown, unanswered, .. } = other;
+        self.writes += writes;
+        self.committed += committed;
+        self.queued += queued;
+        self.volatile += volatile;
+        self.refused += refused;
+        self.unknown += unknown;
+        self.unanswered += unanswered;
+        self.reads += other.reads;
+        self.reads_refused += other.reads_refused;
+        self.crashes += other.crashes;
+        self.landings += other.landings;
+    }
+}
+
+/// Of which keys nothing is promised after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taint {
+    /// Of none.
+    Nothing,
+    /// Those of writes that were in memory only, and may be half done.
+    Forgotten,
+    /// Those of all writes that were not acknowledged: with overlapped durability, what is undone may be found again.
+    Unacknowledged,
+}
+
+/// The history of one run.
+#[derive(Default)]
+pub(crate) struct History(Mutex<Log>);
+
+impl History {
+    fn log(&self) -> MutexGuard<'_, Log> {
+        locked(&self.0)
+    }
+
+    pub(crate) fn problem(&self, problem: String) {
+        self.log().problems.push(problem);
+    }
+
+    pub(crate) fn problems(&self) -> Vec<String> {
+        self.log().problems.clone()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.log().counts
+    }
+
+    /// A client sends a write, perhaps not for the first time.
+    pub(crate) fn asked(&self, write: &Write) {
+        let mut log = self.log();
+        log.counts.writes += 1;
+        let operation = log.operations.entry(write.operation).or_default();
+        operation.changes.clone_from(&write.changes);
+        operation.open += 1;
+    }
+
+    /// A client waits no longer.
+    pub(crate) fn gave_up(&self, operation: OperationId) {
+        let mut log = self.log();
+        log.counts.unanswered += 1;
+        if let Some(operation) = log.operations.get_mut(&operation) {
+            operation.open -= 1;
+            operation.unclear = true;
+        }
+    }
+
+    /// A try was answered.
+    pub(crate) fn told(&self, id: OperationId, answer: &Result<Receipt, Refusal>) {
+        let log = &mut *self.log();
+        let Some(operation) = log.operations.get_mut(&id) else { return };
+        operation.open -= 1;
+        match answer {
+            Ok(Receipt { version, held, .. }) => {
+                if let Some(before) = operation.held.replace(*version)
+                    && before != *version
+                {
+                    log.problems.push(format!("{id} was acknowledged as {before}, and then as {version}"));
+                }
+                operation.volatile = matches!(held, Held::Volatile { .. });
+                for change in &operation.changes {
+                    raise(&mut log.floor, change.key(), *version);
+                    if !operation.volatile {
+                        raise(&mut log.durable_floor, change.key(), *version);
+                    }
+                }
+                match held {
+                    Held::Committed => log.counts.committed += 1,
+                    Held::Queued { .. } => log.counts.queued += 1,
+                    Held::Volatile { .. } => log.counts.volatile += 1,
+                }
+            }
+            Err(Refusal::Unknown { .. }) => {
+                operation.unclear = true;
+                log.counts.unknown += 1;
+            }
+            Err(_) => {
+                operation.refused = true;
+                log.counts.refused += 1;
+            }
+        }
+    }
+
+    /// A store is called for an operation.
+    pub(crate) fn sent(&self, operation: OperationId, version: Version) {
+        if let Some(operation) = self.log().operations.get_mut(&operation) {
+            operation.sent.insert(version);
+        }
+    }
+
+    /// Something is written to the journal.
+    pub(crate) fn noted(&self, record: &JournalRecord) {
+        let JournalRecord::DeadLetter { version, backend, reason } = record else { return };
+        let log = &mut *self.log();
+        if !reason.contains("Permanent") {
+            log.problems.push(format!("{version} became a dead letter of {backend}: {reason}"));
+        }
+    }
+
+    /// A backend will never take this write: what its keys are is for a person to decide.
+    pub(crate) fn parked(&self, operation: OperationId) {
+        let log = &mut *self.log();
+        if let Some(operation) = log.operations.get(&operation) {
+            log.tainted.extend(operation.changes.iter().map(|change| change.key().clone()));
+        }
+    }
+
+    pub(crate) fn is_tainted(&self, key: &Key) -> bool {
+        self.log().tainted.contains(key)
+    }
+
+    /// What a read of this key that begins now has to show at least.
+    pub(crate) fn floor(&self, key: &Key) -> Version {
+        self.log().floor.get(key).copied().unwrap_or_default()
+    }
+
+    /// A read was answered. `copies`: there is a best-effort store.
+    pub(crate) fn read(&self, key: &Key, floor: Version, answer: Option<Retrieved>, copies: bool) {
+        let log = &mut *self.log();
+        log.counts.reads += 1;
+        let Some(answer) = answer else {
+            log.counts.reads_refused += 1;
+            return;
+        };
+        let version = answer.version.unwrap_or_default();
+        // A copy may have missed what it was told; what it says is called stale.
+        let from_copy = answer.source == Source::Backend(COPY.into()) || answer.source == Source::Owed;
+        let excused = copies && answer.stale && from_copy;
+        if version < floor && !excused && !log.tainted.contains(key) {
+            log.problems.push(format!(
+                "a read of {key} gave {version} from {:?}{} after {floor} was acknowledged",
+                answer.source,
+                if answer.stale { ", stale," } else { "" }
+            ));
+        }
+        if !answer.partial {
+            let acknowledged = log.floor.get(key).is_some_and(|floor| *floor >= version);
+            log.reads.push(Read { key: key.clone(), version, record: answer.record, acknowledged });
+        }
+    }
+
+    /// The process is gone, and left these records.
+    pub(crate) fn crashed(&self, left: &[JournalRecord], taint: Taint) {
+        let log = &mut *self.log();
+        log.counts.crashes += 1;
+        let kept: BTreeSet<Version> = left
+            .iter()
+            .filter_map(|record| match record {
+                JournalRecord::Intent(intent) => Some(intent.version),
+                JournalRecord::Closed { version, .. } => Some(*version),
+                _ => None,
+            })
+            .collect();
+        for operation in log.operations.values_mut() {
+            log.counts.unanswered += u64::from(operation.open);
+            operation.unclear |= operation.open > 0;
+            operation.open = 0;
+            if operation.volatile && operation.held.is_some_and(|held| !kept.contains(&held)) {
+                (operation.held, operation.volatile, operation.unclear) = (None, false, true);
+            }
+            let forgotten = operation.sent.iter().any(|version| !kept.contains(version));
+            if operation.held.is_none() && (taint == Taint::Unacknowledged || taint == Taint::Forgotten && forgotten) {
+                log.tainted.extend(operation.changes.iter().map(|change| change.key().clone()));
+            }
+        }
+        log.floor = log.durable_floor.clone();
+    }
+
+    /// Judges the end: what became of each operation, and what each store holds of each key. `remembers`: an outcome
+    /// that is not known now was none.
+    pub(crate) fn judge(
+        &self,
+        outcome: impl Fn(OperationId) -> Outcome,
+        stores: &[(String, BTreeMap<Key, Option<Record>>, Vec<Landing>)],
+        remembers: bool,
+    ) {
+        let log = &mut *self.log();
+        let mut problems = Vec::new();
+        let mut effects: BTreeMap<Key, BTreeMap<Version, Change>> = BTreeMap::new();
+        for (id, operation) in &log.operations {
+            let outcome = outcome(*id);
+            let tainted = operation.changes.iter().any(|change| log.tainted.contains(change.key()));
+            let effect = match outcome {
+                Outcome::Committed(version) => Some(version),
+                Outcome::NotFound if !remembers => operation.held.or_else(|| in_effect(stores, *id)),
+                _ => None,
+            };
+            if !tainted && let Some(problem) = contradiction(operation, &outcome, effect) {
+                problems.push(format!("{id}: {problem}"));
+            }
+            if !tainted && remembers {
+                for (name, _, landings) in stores {
+                    let versions = versions_in_effect(landings, *id);
+                    if versions.len() > 1 {
+                        problems.push(format!("{id} took effect in {name} more than once: {versions:?}"));
+                    }
+                }
+            }
+            let Some(version) = effect else { continue };
+            for change in &operation.changes {
+                let of_key = effects.entry(change.key().clone()).or_default();
+                if of_key.insert(version, change.clone()).is_some() {
+                    problems.push(format!("two operations share {version} of {}", change.key()));
+                }
+            }
+        }
+        problems.extend(judge_stores(log, &effects, stores));
+        problems.extend(judge_reads(log, &effects));
+        log.counts.landings += stores.iter().map(|(_, _, landings)| landings.len() as u64).sum::<u64>();
+        log.problems.extend(problems);
+    }
+}
+
+fn judge_stores(
+    log: &Log,
+    effects: &BTreeMap<Key, BTreeMap<Version, Change>>,
+    stores: &[(String, BTreeMap<Key, Option<Record>>, Vec<Landing>)],
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    let nothing = BTreeMap::new();
+    for (store, held, _) in stores {
+        for (key, record) in held.iter().filter(|(key, _)| !log.tainted.contains(key)) {
+            let effects = effects.get(key).unwrap_or(&nothing);
+            let expected = fold(effects, Version(u64::MAX));
+            if *record != expected {
+                let newest = effects.keys().next_back().copied().unwrap_or_default();
+                problems.push(format!(
+                    "{store} holds {} under {key}, and not {} ({newest})",
+                    show(record.as_ref()),
+                    show(expected.as_ref())
+                ));
+            }
+        }
+    }
+    problems
+}
+
+fn judge_reads(log: &Log, effects: &BTreeMap<Key, BTreeMap<Version, Change>>) -> Vec<String> {
+    let mut problems = Vec::new();
+    for read in log.reads.iter().filter(|read| !log.tainted.contains(&read.key)) {
+        let Some(effects) = effects.get(&read.key) else { continue };
+        // What was not acknowledged, and was then undone, may have been seen.
+        if !effects.contains_key(&read.version) {
+            continue;
+        }
+        let expected = fold(effects, read.version);
+        let before = || fold(effects, Version(read.version.0 - 1));
+        if expected != read.record && (read.acknowledged || before() != read.record) {
+            problems.push(format!(
+                "a read of {} at {} gave {} instead of {}",
+                read.key,
+                read.version,
+                show(read.record.as_ref()),
+                show(expected.as_ref())
+            ));
+        }
+    }
+    problems
+}
+
+fn contradiction(operation: &Operation, outcome: &Outcome, effect: Option<Version>) -> Option<String> {
+    let open = matches!(
+        outcome,
+        Outcome::Pending { .. } | Outcome::Compensating { .. } | Outcome::DeadLetter { .. } | Outcome::Discarded(_)
+    );
+    let fits = match (operation.held, effect) {
+        _ if open => false,
+        (Some(held), Some(effect)) => held == effect,
+        (Some(_), None) => false,
+        (None, Some(_)) => operation.unclear,
+        (None, None) => true,
+    };
+    let Operation { held, refused, unclear, .. } = operation;
+    (!fits).then(|| {
+        format!("acknowledged {held:?}, refused {refused}, unclear {unclear}; in the end {outcome:?}, effect {effect:?}")
+    })
+}
+
+/// The version by which an operation is in effect in one of the stores, if it is in any.
+fn in_effect(
+    stores: &[(String, BTreeMap<Key, Option<Record>>, Vec<Landing>)],
+    operation: OperationId,
+) -> Option<Version> {
+    stores.iter().flat_map(|(_, _, landings)| versions_in_effect(landings, operation)).max()
+}
+
+/// The versions by which an operation went over what was there, and was not taken back.
+fn versions_in_effect(landings: &[Landing], operation: OperationId) -> BTreeSet<Version> {
+    let mut versions = BTreeSet::new();
+    for landing in landings.iter().filter(|landing| landing.operation == operation) {
+        match landing.fence {
+            Fence::Write => versions.insert(landing.version),
+            Fence::Compensation => versions.remove(&landing.version),
+        };
+    }
+    versions
+}
+
+fn raise(floors: &mut BTreeMap<Key, Version>, key: &Key, version: Version) {
+    let floor = floors.entry(key.clone()).or_default();
+    *floor = (*floor).max(version);
+}
+
+fn fold(effects: &BTreeMap<Version, Change>, up_to: Version) -> Option<Record> {
+    effects.range(..=up_to).fold(None, |record, (_, change)| change.apply_to(record))
+}
+
+fn show(record: Option<&Record>) -> String {
+    let properties = |record: &Record| {
+        let pairs: Vec<String> = record.properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        format!("{{{}}}", pairs.join(" "))
+    };
+    record.map_or_else(|| "nothing".to_owned(), properties)
+}
