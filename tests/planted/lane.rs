@@ -12,7 +12,9 @@ use tokio::io::AsyncReadExt;
 use super::bugs::{Bug, Killer};
 
 /// How long the tests of one bug may take. Who hangs is found out, too.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How long all tests of one program may take when nothing is planted.
+const CLEAN_PATIENCE: Duration = Duration::from_secs(600);
 /// What is not copied.
 const LEFT_OUT: [&str; 3] = ["target", ".git", "seawall-data"];
 
@@ -79,7 +81,7 @@ impl Lane {
 
     /// Runs tests with nothing planted; each of the filters has to stand for some.
     pub(super) fn clean(&self, killer: &Killer) -> Verdict {
-        let Run { passed, failed } = match self.run(killer) {
+        let Run { passed, failed } = match self.run(killer, CLEAN_PATIENCE) {
             Ok(run) => run,
             Err(error) => return Verdict::NotApplicable(error),
         };
@@ -96,7 +98,7 @@ impl Lane {
     /// Runs tests until some fail.
     fn judge(&self, killers: &[Killer]) -> Verdict {
         for killer in killers {
-            match self.run(killer) {
+            match self.run(killer, PATIENCE) {
                 Ok(Run { failed, .. }) if failed.is_empty() => {}
                 Ok(Run { failed, .. }) => return Verdict::Killed { by: killer.clone(), tests: failed },
                 Err(error) => return Verdict::NotApplicable(error),
@@ -105,8 +107,8 @@ impl Lane {
         Verdict::Survived
     }
 
-    fn run(&self, killer: &Killer) -> Result<Run, String> {
-        self.test(&self.build(&killer.target)?, killer)
+    fn run(&self, killer: &Killer, patience: Duration) -> Result<Run, String> {
+        self.test(&self.build(&killer.target)?, killer, patience)
     }
 
     /// Builds a test program.
@@ -132,7 +134,7 @@ impl Lane {
         programs.last().ok_or_else(|| format!("cargo built no program for {target}"))
     }
 
-    fn test(&self, program: &Path, killer: &Killer) -> Result<Run, String> {
+    fn test(&self, program: &Path, killer: &Killer, patience: Duration) -> Result<Run, String> {
         let home = self.tree.join(home_of(&killer.target).unwrap_or_default());
         let mut test = tokio::process::Command::new(program);
         test.args(&killer.filters).current_dir(&home).env("CARGO_MANIFEST_DIR", &home);
@@ -148,7 +150,7 @@ impl Lane {
                 let _ = out.read_to_end(&mut text).await;
                 child.wait().await
             };
-            let ended = tokio::time::timeout(PATIENCE, ending).await;
+            let ended = tokio::time::timeout(patience, ending).await;
             Ok::<_, String>((String::from_utf8_lossy(&text).into_owned(), ended))
         })?;
         let said = |end: &str| -> Vec<String> {
@@ -164,7 +166,7 @@ impl Lane {
                     failed.push(format!("(the program: {status})"));
                 }
             }
-            Err(_) => failed.push(format!("(no end after {} s)", PATIENCE.as_secs())),
+            Err(_) => failed.push(format!("(no end after {} s)", patience.as_secs())),
         }
         Ok(Run { passed, failed })
     }
