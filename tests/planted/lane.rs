@@ -35,6 +35,7 @@ pub(super) enum Verdict {
 
 /// One copy with its own build.
 pub(super) struct Lane {
+    root: PathBuf,
     tree: PathBuf,
     build: PathBuf,
 }
@@ -46,7 +47,7 @@ impl Lane {
         // target/debug/deps/planted-…
         let debug = program.ancestors().nth(2).ok_or("this program is not in a target directory")?;
         let place = debug.with_file_name("planted").join(number.to_string());
-        let lane = Self { tree: place.join("tree"), build: place.join("build") };
+        let lane = Self { root: root.to_owned(), tree: place.join("tree"), build: place.join("build") };
         let io = |error: io::Error| format!("{}: {error}", place.display());
         mirror(root, &lane.tree, 0).map_err(io)?;
         if !lane.build.exists() {
@@ -114,14 +115,18 @@ impl Lane {
     /// Builds a test program.
     fn build(&self, target: &str) -> Result<PathBuf, String> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["test", "--no-run", "--locked", "--message-format=json-render-diagnostics"]);
+        cargo.args(["test", "--no-run", "--locked", "--message-format=json-render-diagnostics", "--manifest-path"]);
+        cargo.arg(self.tree.join("Cargo.toml"));
         // With the root package, so that all dependencies have the features that they have in every other run.
         cargo.args(["-p", "seawall-workspace"]);
         match home_of(target) {
             Some(_) => cargo.args(["-p", target, "--lib"]),
             None => cargo.args(["--test", target]),
         };
-        cargo.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.build).env("CARGO_PROFILE_DEV_DEBUG", "0");
+        // From the root, whose configuration would otherwise be met twice, and change the flags.
+        cargo.current_dir(&self.root).env("CARGO_TARGET_DIR", &self.build).env("CARGO_PROFILE_DEV_DEBUG", "0");
+        // Without it, what has no debug information is stripped, and the dependencies would all be built again.
+        cargo.env("CARGO_PROFILE_DEV_STRIP", "none");
         let output = cargo.stdin(Stdio::null()).output().map_err(|error| format!("cargo: {error}"))?;
         if !output.status.success() {
             return Err(format!("it does not build:\n{}", String::from_utf8_lossy(&output.stderr)));
