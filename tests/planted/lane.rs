@@ -38,6 +38,8 @@ pub(super) struct Lane {
     root: PathBuf,
     tree: PathBuf,
     build: PathBuf,
+    /// Held by whoever works in it.
+    _lock: File,
 }
 
 impl Lane {
@@ -47,8 +49,11 @@ impl Lane {
         // target/debug/deps/planted-…
         let debug = program.ancestors().nth(2).ok_or("this program is not in a target directory")?;
         let place = debug.with_file_name("planted").join(number.to_string());
-        let lane = Self { root: root.to_owned(), tree: place.join("tree"), build: place.join("build") };
         let io = |error: io::Error| format!("{}: {error}", place.display());
+        fs::create_dir_all(&place).map_err(io)?;
+        let lock = File::create(place.join("lock")).map_err(io)?;
+        lock.lock().map_err(io)?;
+        let lane = Self { root: root.to_owned(), tree: place.join("tree"), build: place.join("build"), _lock: lock };
         mirror(root, &lane.tree, 0).map_err(io)?;
         if !lane.build.exists() {
             // What is built already need not be built again; without it everything works all the same.
@@ -132,11 +137,11 @@ impl Lane {
             return Err(format!("it does not build:\n{}", String::from_utf8_lossy(&output.stderr)));
         }
         let messages = String::from_utf8_lossy(&output.stdout);
-        let programs = messages.lines().filter_map(|line| {
+        let mut programs = messages.lines().filter_map(|line| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             message.get("executable")?.as_str().map(PathBuf::from)
         });
-        programs.last().ok_or_else(|| format!("cargo built no program for {target}"))
+        programs.next_back().ok_or_else(|| format!("cargo built no program for {target}"))
     }
 
     fn test(&self, program: &Path, killer: &Killer, patience: Duration) -> Result<Run, String> {

@@ -100,6 +100,7 @@ fn the_copy_of_an_entry_that_ended_meanwhile_does_not_outlive_its_end() {
     let disk = Arc::new(SlowToReadBack::default());
     let hook = Arc::clone(&disk) as Arc<dyn FaultHook>;
     let (journal, _) = SledJournal::open_with_faults(dir.path(), config.clone(), OnDamage::Refuse, Some(hook)).unwrap();
+    let users = Arc::strong_count(&disk);
     let pass = |version: u64| append(&journal, vec![intent(version, 1), closed(version)]).unwrap();
     append(&journal, vec![intent(1, 1)]).unwrap();
     (100..140).for_each(pass);
@@ -109,6 +110,8 @@ fn the_copy_of_an_entry_that_ended_meanwhile_does_not_outlive_its_end() {
     (200..220).for_each(pass);
     append(&journal, vec![intent(2, 1)]).unwrap();
     disk.may_go_on.store(true, Ordering::SeqCst);
+    // The reader lets go of the disk when it has sent all copies.
+    until(|| Arc::strong_count(&disk) == users);
     (300..302).for_each(pass);
     close(journal);
     assert_eq!(opened(dir.path(), &config).1, [intent(2, 1)]);
