@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use seawall::backends::{Fault, Op, Ops};
 use seawall::fallback::Mode;
-use seawall::operation::{Held, Receipt, Write};
+use seawall::operation::{Held, OperationId, Outcome, Receipt, Version, Write};
 use seawall::{Handle, Refusal};
-use support::{History, Rig, Site, properties, record};
+use support::{History, Rig, Site, n, properties, record, until};
 
 /// Writes of every kind to keys that have a past, and what became of them.
 async fn work(handle: &Handle, history: &mut History, round: u64) -> Vec<Result<Receipt, Refusal>> {
@@ -99,6 +99,133 @@ async fn from_every_mode_to_every_mode_over_a_restart() {
     }
 }
 
+/// What is pending when a mode gives way to another: a write that was queued before, one that the old mode took, and
+/// one that it was just taking.
+struct Pending {
+    acknowledged: Vec<(&'static str, Receipt)>,
+}
+
+impl Pending {
+    async fn in_mode(rig: &Rig, from: Mode, to: Mode) -> Self {
+        let mut acknowledged = Vec::new();
+        rig.handle().store(record("mine", 0)).await.expect("all is well");
+        rig.shut(&rig.vector).await;
+        rig.mode(Mode::QueueWrites).await;
+        acknowledged.push(("owed", rig.handle().store(record("owed", 1)).await.expect("is queued")));
+        rig.mode(from).await;
+        let mine = rig.handle().store(record("mine", 1)).await;
+        assert_honest(from, std::slice::from_ref(&mine));
+        acknowledged.extend(mine.map(|receipt| ("mine", receipt)));
+        rig.graph.faults.next(Op::Apply, 1, Fault::Slow(Duration::from_secs(2)));
+        let handle = rig.handle();
+        let slow = tokio::spawn(async move { handle.store(record("slow", 1)).await });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        rig.mode(to).await;
+        acknowledged.extend(slow.await.expect("no panic").map(|receipt| ("slow", receipt)));
+        rig.graph.heal();
+        Self { acknowledged }
+    }
+
+    fn is_volatile(rig: &Rig, operation: OperationId) -> bool {
+        matches!(rig.handle().outcome(operation), Outcome::Pending { durable: false, .. })
+    }
+
+    /// Only a mode that keeps nothing durably leaves a volatile write as it is.
+    async fn assert_promoted(&self, rig: &Rig, to: Mode) {
+        for (key, receipt) in &self.acknowledged {
+            match receipt.held {
+                Held::Volatile { .. } if to == Mode::MemoryOnly => {
+                    assert!(Self::is_volatile(rig, receipt.operation), "{key}: {receipt:?}");
+                }
+                Held::Volatile { .. } => {
+                    until("it is written down", || !Self::is_volatile(rig, receipt.operation)).await;
+                }
+                _ => assert!(!Self::is_volatile(rig, receipt.operation), "{key}: {receipt:?}"),
+            }
+        }
+    }
+
+    async fn assert_read(&self, rig: &Rig) {
+        for (key, _) in &self.acknowledged {
+            assert_eq!(n(rig.read(key).await.0), Some(1), "a read of {key}");
+        }
+    }
+
+    async fn assert_held(&self, rig: &Rig) {
+        for (key, _) in &self.acknowledged {
+            assert_eq!(n(rig.both(key).await), Some(1), "{key}");
+        }
+    }
+
+    /// What a process that dies now keeps.
+    fn after_a_crash(mut self, rig: &Rig) -> Self {
+        self.acknowledged.retain(|(_, receipt)| !Self::is_volatile(rig, receipt.operation));
+        self
+    }
+}
+
+/// What a mode does with a write once all stores are back.
+async fn assert_takes_writes(rig: &Rig, mode: Mode) {
+    let result = rig.handle().store(record("new", 2)).await;
+    match (mode, &result) {
+        (Mode::ReadOnly, Err(Refusal::ReadOnly { .. })) => {}
+        (Mode::LocalStorage, Ok(Receipt { held: Held::Queued { .. }, .. })) => {
+            assert_eq!(rig.graph.stored(&"new".into()).await, None, "no store is touched");
+            assert_eq!(n(rig.read("new").await.0), Some(2));
+        }
+        (Mode::Disabled | Mode::MemoryOnly | Mode::QueueWrites, Ok(Receipt { held: Held::Committed, .. })) => {}
+        _ => panic!("{mode:?}: {result:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_of_the_25_changes_keeps_what_both_modes_promise() {
+    for from in Mode::ALL {
+        for to in Mode::ALL {
+            println!("{from:?} to {to:?}");
+            let rig = Rig::start().await;
+            let pending = Pending::in_mode(&rig, from, to).await;
+            pending.assert_promoted(&rig, to).await;
+            pending.assert_read(&rig).await;
+            if from == Mode::LocalStorage {
+                let held = rig.graph.stored(&"mine".into()).await.map_or(Version(0), |held| held.version);
+                let mine = pending.acknowledged.iter().find(|(key, _)| *key == "mine").expect("it was taken");
+                assert!(to != Mode::LocalStorage || held < mine.1.version, "it was given away");
+            }
+            rig.open(&rig.vector).await;
+            if to == Mode::LocalStorage {
+                tokio::time::sleep(Duration::from_secs(600)).await;
+                assert_eq!(rig.vector.record("owed").await, None, "nothing is drained in this mode");
+                pending.assert_read(&rig).await;
+            } else {
+                rig.quiet().await;
+                pending.assert_held(&rig).await;
+            }
+            assert_takes_writes(&rig, to).await;
+            rig.recover().await;
+            pending.assert_held(&rig).await;
+            pending.assert_read(&rig).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_of_the_25_changes_and_then_a_crash_keeps_what_is_durable() {
+    for from in Mode::ALL {
+        for to in Mode::ALL {
+            println!("{from:?} to {to:?}");
+            let mut rig = Rig::start().await;
+            let pending = Pending::in_mode(&rig, from, to).await;
+            pending.assert_promoted(&rig, to).await;
+            let pending = pending.after_a_crash(&rig);
+            rig.restart().await;
+            pending.assert_read(&rig).await;
+            rig.recover().await;
+            pending.assert_held(&rig).await;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn modes_that_change_in_the_middle_of_everything_leave_the_stores_equal() {
     for seed in 0..10 {
@@ -138,7 +265,7 @@ async fn modes_that_change_in_the_middle_of_everything_leave_the_stores_equal() 
                 (Err(Refusal::Unknown { operation }), changes) => {
                     // Undecided at its deadline; the outcome tells.
                     rig.quiet().await;
-                    if let seawall::operation::Outcome::Committed(version) = handle.outcome(operation) {
+                    if let Outcome::Committed(version) = handle.outcome(operation) {
                         history.acknowledge(&Receipt { operation, version, held: Held::Committed }, changes);
                     }
                 }

@@ -2,15 +2,18 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use seawall::Refusal;
+use seawall::backend::{Fence, FencedWrite};
 use seawall::backends::{Fault, Op, Ops};
 use seawall::config::Config;
 use seawall::fallback::Mode;
-use seawall::operation::{Search, Source, Traversal, Write};
+use seawall::ledger::{Intent, JournalRecord};
+use seawall::operation::{Priority, Search, Source, Traversal, Version, Write};
 use seawall::record::Record;
-use support::{History, Rig, is_queued, n, properties, record, refused};
+use support::{Disk, History, Rig, is_queued, n, properties, record, refused};
 
 /// Which stores can be reached.
 const STATES: [[bool; 2]; 4] = [[true, true], [true, false], [false, true], [false, false]];
@@ -84,6 +87,46 @@ async fn the_next_process_reads_what_the_last_one_acknowledged() {
             history.assert_held(&rig).await;
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_crash_left_of_a_finished_write_hides_nothing_newer() {
+    let mut rig = Rig::start().await;
+    for n in [1, 2] {
+        // The second needs no journal where there is one store, and its end need not be durable where there are two.
+        let write = Write::store(record("a", n));
+        let (version, changes) = (Version(n), write.changes.clone().into());
+        let write = FencedWrite { operation: write.operation, version, fence: Fence::Write, changes };
+        for site in [&rig.graph, &rig.vector] {
+            site.backend.inner().apply(&write).await.expect("is stored");
+        }
+        if n == 1 {
+            rig.crash();
+            rig.disk = Arc::new(Disk::holding(vec![
+                JournalRecord::Reserved { up_to: Version(1_000) },
+                JournalRecord::Intent(Arc::new(Intent {
+                    version,
+                    operation: write.operation,
+                    priority: Priority::default(),
+                    changes: Arc::clone(&write.changes),
+                    owes: vec!["graph".into(), "vector".into()],
+                    undo: Vec::new(),
+                })),
+            ]));
+        }
+    }
+    for site in [&rig.graph, &rig.vector] {
+        site.faults.set(Ops::WRITES, Fault::Down);
+    }
+    rig.restart().await;
+    assert_eq!(n(rig.read("a").await.0), Some(2));
+    // Nobody can be asked: that is said.
+    rig.graph.set(Fault::Down);
+    rig.vector.set(Fault::Down);
+    let read = rig.handle().retrieve("a").await.expect("is read");
+    assert_eq!((n(read.record), read.source, read.stale), (Some(1), Source::Owed, true));
+    rig.recover().await;
+    assert_eq!(n(rig.both("a").await), Some(2));
 }
 
 #[tokio::test(start_paused = true)]

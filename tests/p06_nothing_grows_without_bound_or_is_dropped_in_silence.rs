@@ -9,10 +9,10 @@ use seawall::config::Config;
 use seawall::event::{EventKind, Update};
 use seawall::fallback::Mode;
 use seawall::limits::{InvalidInput, Limits};
-use seawall::operation::{Change, OperationId, Outcome, Priority, Search, Traversal, Write};
+use seawall::operation::{Change, Held, OperationId, Outcome, Priority, Search, Traversal, Write};
 use seawall::record::{Record, Relation};
 use seawall::{Refusal, Request};
-use support::{History, Rig, n, properties, record, refused, until};
+use support::{History, Rig, is_pending, n, properties, record, refused, until};
 use tokio::time::Instant;
 
 #[tokio::test(start_paused = true)]
@@ -149,15 +149,76 @@ async fn a_dead_letter_that_is_discarded_leaves_the_stores_equal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_outage_makes_no_dead_letter() {
+async fn what_follows_a_dead_letter_waits_if_it_says_a_part_and_passes_if_it_says_all() {
     let rig = Rig::in_mode(Mode::QueueWrites).await;
-    rig.vector.set(Fault::Down);
-    rig.handle().store(record("a", 1)).await.expect("is queued");
-    tokio::time::sleep(Duration::from_secs(6 * 3_600)).await;
-    assert_eq!((rig.handle().status().owed, rig.handle().status().dead_letters), (1, 0));
+    let handle = rig.handle();
+    rig.shut(&rig.vector).await;
+    let mut letters = Vec::new();
+    for key in ["part", "all"] {
+        letters.push(handle.store(record(key, 1)).await.expect("is queued").operation);
+    }
+    rig.vector.faults.set(Op::Apply, Fault::Error(seawall::backend::ErrorKind::Permanent));
+    rig.open(&rig.vector).await;
+    until("both are dead letters", || handle.status().dead_letters == 2).await;
     rig.vector.heal();
+    let part = handle.update("part", properties("more", 2)).await.expect("is queued").operation;
+    let all = handle.store(record("all", 2)).await.expect("is taken").operation;
+    until("the whole record passes", || matches!(handle.outcome(all), Outcome::Committed(_))).await;
+    assert_eq!(handle.store(record("other", 1)).await.expect("is stored").held, Held::Committed);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(is_pending(&handle.outcome(part)), "{:?}", handle.outcome(part));
+    assert_eq!(rig.vector.record("part").await, None);
+    for letter in letters {
+        assert!(handle.retry_dead_letter(letter, "vector".into()).await.expect("is retried"));
+    }
     rig.quiet().await;
-    assert_eq!(n(rig.both("a").await), Some(1));
+    assert_eq!(rig.both("part").await.expect("is there").properties, record("part", 1).with("more", 2).properties);
+    assert_eq!(n(rig.both("all").await), Some(2), "the letter is older than what passed it");
+    assert_eq!(handle.status().owed, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_fill_the_queue_and_push_nothing_out() {
+    let mut config = Config::default();
+    (config.queue.max_entries, config.sync.batch) = (5, 5);
+    let rig = Rig::with(config).await;
+    rig.mode(Mode::QueueWrites).await;
+    rig.shut(&rig.vector).await;
+    let handle = rig.handle();
+    let mut letters = Vec::new();
+    for k in 0..5 {
+        letters.push(handle.store(record(&format!("k{k}"), k)).await.expect("is queued").operation);
+    }
+    rig.vector.faults.set(Op::Apply, Fault::Error(seawall::backend::ErrorKind::Permanent));
+    rig.open(&rig.vector).await;
+    until("all are dead letters", || handle.status().dead_letters == 5).await;
+    rig.vector.heal();
+    for _ in 0..20 {
+        let refusal = refused(handle.store(record("too-many", 1)).await);
+        assert!(matches!(refusal, Refusal::QueueFull { entries: 5, .. }), "{refusal}");
+    }
+    assert_eq!((handle.status().owed, handle.dead_letters().len()), (5, 5));
+    assert!(handle.discard_dead_letter(letters[0]).await.expect("an answer"));
+    until("there is room again", || handle.status().owed == 4).await;
+    handle.store(record("one-more", 1)).await.expect("is stored");
+}
+
+/// A day without a store, and hours of every other kind of outage: none says that a write is wrong.
+#[tokio::test(start_paused = true)]
+async fn a_long_outage_makes_no_dead_letter() {
+    use seawall::backend::ErrorKind::{ReadOnly, Transient, Unknown};
+    let others = [Fault::Hung, Fault::Reset, Fault::Error(Transient), Fault::Error(Unknown), Fault::Error(ReadOnly)];
+    let outages = others.map(|fault| (fault, 2));
+    for (fault, hours) in outages.into_iter().chain([(Fault::Down, 24)]) {
+        let rig = Rig::in_mode(Mode::QueueWrites).await;
+        rig.vector.set(fault);
+        rig.handle().store(record("a", 1)).await.expect("is queued");
+        tokio::time::sleep(Duration::from_secs(hours * 3_600)).await;
+        assert_eq!((rig.handle().status().owed, rig.handle().status().dead_letters), (1, 0), "{fault:?}");
+        rig.vector.heal();
+        rig.quiet().await;
+        assert_eq!(n(rig.both("a").await), Some(1), "{fault:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,6 +13,8 @@ pub mod gateway;
 pub mod health;
 pub mod journal;
 pub mod limits;
+#[cfg(test)]
+mod models;
 pub mod operation;
 pub mod plane;
 pub mod record;

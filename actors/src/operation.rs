@@ -448,7 +448,8 @@ pub struct Found {
     pub source: Source,
     /// Why this is less than was asked for, if it is.
     pub degraded: Option<Degraded>,
-    /// How many accepted writes the answering backend had not been given yet.
+    /// How many accepted writes the answering backend had not been given when it was asked, or has not been given yet.
+    /// Hits may be older than these writes; without any, and from a required backend, they are not.
     pub pending: usize,
 }
 

@@ -59,7 +59,10 @@ fn print(report: &Report, json: bool) {
     let figures = &report.figures;
     println!("{} kills in {} s, {} acknowledged", report.kills, report.seconds, figures.acked);
     println!("lost {}, duplicated {}, reordered {}", figures.lost, figures.duplicated, figures.reordered);
-    println!("revived {}, misread {}, open failures {}", figures.revived, figures.misread, figures.open_failures);
+    println!(
+        "revived {}, resurrected {}, misread {}, open failures {}",
+        figures.revived, figures.resurrected, figures.misread, figures.open_failures
+    );
     if json {
         println!("{}", serde_json::to_string(report).expect("numbers serialize"));
     }

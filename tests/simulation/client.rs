@@ -7,13 +7,14 @@ use futures::future::join_all;
 use ractor::ActorRef;
 use ractor::rpc::CallResult;
 use seawall::operation::{
-    Change, Direction, Found, Held, OperationId, Outcome, Priority, Receipt, Search, Traversal, Write,
+    Change, Direction, Found, Held, OperationId, Outcome, Priority, Receipt, Search, Source, Traversal, Write,
 };
 use seawall::record::{Key, Properties, Record};
 use seawall::{Handle, Refusal, Request};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::scene::{Life, Scene, trace};
+use crate::store::COPY;
 use crate::weather::{MS, time_between, time_up_to};
 
 /// By how much the clock of a timer may be late.
@@ -72,9 +73,10 @@ impl Client {
         };
         self.life.must_live().await;
         self.in_time("a search", began, scene.weather.config.gateway.read_timeout);
-        let Ok(Found { hits, source, .. }) = answer else { return };
-        trace!(scene, "client {}: found {} from {source:?}", self.number, hits.len());
-        for hit in hits {
+        let Ok(Found { hits, source, pending, .. }) = answer else { return };
+        trace!(scene, "client {}: found {} from {source:?}, {pending} pending", self.number, hits.len());
+        let may_be_old = pending > 0 || source == Source::Backend(COPY.into());
+        for hit in hits.iter().filter(|_| !may_be_old) {
             let floor = floors.iter().find(|(_, key)| *key == hit.record.key).map(|(floor, _)| *floor);
             if floor.is_some_and(|floor| hit.version < floor) && !scene.history.is_tainted(&hit.record.key) {
                 scene.problem(format!("found {} at {} in {source:?} after {floor:?}", hit.record.key, hit.version));
@@ -171,10 +173,7 @@ impl Client {
     }
 
     /// Asks the actor instead of the handle.
-    async fn ask<T: Send + 'static>(
-        &self,
-        request: impl FnOnce(ractor::RpcReplyPort<T>) -> Request,
-    ) -> Option<T> {
+    async fn ask<T: Send + 'static>(&self, request: impl FnOnce(ractor::RpcReplyPort<T>) -> Request) -> Option<T> {
         match self.gateway.call(request, None).await {
             Ok(CallResult::Success(answer)) => Some(answer),
             // The runtime has stopped: that is said, too.

@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use seawall::Refusal;
 use seawall::backend::Fence;
-use seawall::ledger::JournalRecord;
+use seawall::ledger::{JournalRecord, TRIED_AGAIN};
 use seawall::operation::{Change, Held, OperationId, Outcome, Receipt, Retrieved, Source, Version, Write};
 use seawall::record::{Key, Record};
 
@@ -105,6 +105,13 @@ pub(crate) enum Taint {
     Unacknowledged,
 }
 
+/// What a store holds in the end of each key, and which writes went over what was there.
+pub(crate) struct Holding {
+    pub(crate) store: String,
+    pub(crate) records: BTreeMap<Key, Option<Record>>,
+    pub(crate) landings: Vec<Landing>,
+}
+
 /// The history of one run.
 #[derive(Default)]
 pub(crate) struct History(Mutex<Log>);
@@ -192,7 +199,7 @@ impl History {
     pub(crate) fn noted(&self, record: &JournalRecord) {
         let JournalRecord::DeadLetter { version, backend, reason } = record else { return };
         let log = &mut *self.log();
-        if !reason.contains("Permanent") {
+        if !reason.contains("Permanent") && reason != TRIED_AGAIN {
             log.problems.push(format!("{version} became a dead letter of {backend}: {reason}"));
         }
     }
@@ -223,9 +230,14 @@ impl History {
             return;
         };
         let version = answer.version.unwrap_or_default();
-        // A copy may have missed what it was told; what it says is called stale.
-        let from_copy = answer.source == Source::Backend(COPY.into()) || answer.source == Source::Owed;
-        let excused = copies && answer.stale && from_copy;
+        // A copy may have missed what it was told, and after a crash it is not known whether what is owed is still owed:
+        // when nobody else can be asked, that is said.
+        let excused = answer.stale
+            && match &answer.source {
+                Source::Backend(name) => *name == COPY.into(),
+                Source::Owed => copies || log.counts.crashes > 0,
+                Source::Cache { .. } => false,
+            };
         if version < floor && !excused && !log.tainted.contains(key) {
             log.problems.push(format!(
                 "a read of {key} gave {version} from {:?}{} after {floor} was acknowledged",
@@ -233,7 +245,8 @@ impl History {
                 if answer.stale { ", stale," } else { "" }
             ));
         }
-        if !answer.partial {
+        // What is called stale may have missed anything, but for what was cached.
+        if !answer.partial && (!answer.stale || matches!(answer.source, Source::Cache { .. })) {
             let acknowledged = log.floor.get(key).is_some_and(|floor| *floor >= version);
             log.reads.push(Read { key: key.clone(), version, record: answer.record, acknowledged });
         }
@@ -251,29 +264,28 @@ impl History {
                 _ => None,
             })
             .collect();
+        let mut lost = BTreeSet::new();
         for operation in log.operations.values_mut() {
             log.counts.unanswered += u64::from(operation.open);
             operation.unclear |= operation.open > 0;
             operation.open = 0;
             if operation.volatile && operation.held.is_some_and(|held| !kept.contains(&held)) {
                 (operation.held, operation.volatile, operation.unclear) = (None, false, true);
+                lost.extend(operation.changes.iter().map(|change| change.key().clone()));
             }
             let forgotten = operation.sent.iter().any(|version| !kept.contains(version));
             if operation.held.is_none() && (taint == Taint::Unacknowledged || taint == Taint::Forgotten && forgotten) {
                 log.tainted.extend(operation.changes.iter().map(|change| change.key().clone()));
             }
         }
+        // What was read on top of what was in memory only cannot be told any more.
+        log.reads.retain(|read| !lost.contains(&read.key));
         log.floor = log.durable_floor.clone();
     }
 
     /// Judges the end: what became of each operation, and what each store holds of each key. `remembers`: an outcome
     /// that is not known now was none.
-    pub(crate) fn judge(
-        &self,
-        outcome: impl Fn(OperationId) -> Outcome,
-        stores: &[(String, BTreeMap<Key, Option<Record>>, Vec<Landing>)],
-        remembers: bool,
-    ) {
+    pub(crate) fn judge(&self, outcome: impl Fn(OperationId) -> Outcome, stores: &[Holding], remembers: bool) {
         let log = &mut *self.log();
         let mut problems = Vec::new();
         let mut effects: BTreeMap<Key, BTreeMap<Version, Change>> = BTreeMap::new();
@@ -281,7 +293,9 @@ impl History {
             let outcome = outcome(*id);
             let tainted = operation.changes.iter().any(|change| log.tainted.contains(change.key()));
             let effect = match outcome {
-                Outcome::Committed(version) => Some(version),
+                // The end of a write to a single store is not durable: of an earlier try more may be known than of it.
+                Outcome::Committed(version) => Some(operation.held.filter(|_| !remembers).unwrap_or(version)),
+                Outcome::RolledBack(version) if !remembers && operation.held > Some(version) => operation.held,
                 Outcome::NotFound if !remembers => operation.held.or_else(|| in_effect(stores, *id)),
                 _ => None,
             };
@@ -289,7 +303,7 @@ impl History {
                 problems.push(format!("{id}: {problem}"));
             }
             if !tainted && remembers {
-                for (name, _, landings) in stores {
+                for Holding { store: name, landings, .. } in stores {
                     let versions = versions_in_effect(landings, *id);
                     if versions.len() > 1 {
                         problems.push(format!("{id} took effect in {name} more than once: {versions:?}"));
@@ -297,7 +311,10 @@ impl History {
                 }
             }
             let Some(version) = effect else { continue };
-            for change in &operation.changes {
+            // Of what nobody ever confirmed, a part may have come too late.
+            let confirmed = operation.held.is_some() || outcome != Outcome::NotFound;
+            let landed = |change: &&Change| confirmed || went_over(stores, *id, version, change.key());
+            for change in operation.changes.iter().filter(landed) {
                 let of_key = effects.entry(change.key().clone()).or_default();
                 if of_key.insert(version, change.clone()).is_some() {
                     problems.push(format!("two operations share {version} of {}", change.key()));
@@ -306,20 +323,16 @@ impl History {
         }
         problems.extend(judge_stores(log, &effects, stores));
         problems.extend(judge_reads(log, &effects));
-        log.counts.landings += stores.iter().map(|(_, _, landings)| landings.len() as u64).sum::<u64>();
+        log.counts.landings += stores.iter().map(|holding| holding.landings.len() as u64).sum::<u64>();
         log.problems.extend(problems);
     }
 }
 
-fn judge_stores(
-    log: &Log,
-    effects: &BTreeMap<Key, BTreeMap<Version, Change>>,
-    stores: &[(String, BTreeMap<Key, Option<Record>>, Vec<Landing>)],
-) -> Vec<String> {
+fn judge_stores(log: &Log, effects: &BTreeMap<Key, BTreeMap<Version, Change>>, stores: &[Holding]) -> Vec<String> {
     let mut problems = Vec::new();
     let nothing = BTreeMap::new();
-    for (store, held, _) in stores {
-        for (key, record) in held.iter().filter(|(key, _)| !log.tainted.contains(key)) {
+    for Holding { store, records, .. } in stores {
+        for (key, record) in records.iter().filter(|(key, _)| !log.tainted.contains(key)) {
             let effects = effects.get(key).unwrap_or(&nothing);
             let expected = fold(effects, Version(u64::MAX));
             if *record != expected {
@@ -372,16 +385,21 @@ fn contradiction(operation: &Operation, outcome: &Outcome, effect: Option<Versio
     };
     let Operation { held, refused, unclear, .. } = operation;
     (!fits).then(|| {
-        format!("acknowledged {held:?}, refused {refused}, unclear {unclear}; in the end {outcome:?}, effect {effect:?}")
+        format!(
+            "acknowledged {held:?}, refused {refused}, unclear {unclear}; in the end {outcome:?}, effect {effect:?}"
+        )
     })
 }
 
 /// The version by which an operation is in effect in one of the stores, if it is in any.
-fn in_effect(
-    stores: &[(String, BTreeMap<Key, Option<Record>>, Vec<Landing>)],
-    operation: OperationId,
-) -> Option<Version> {
-    stores.iter().flat_map(|(_, _, landings)| versions_in_effect(landings, operation)).max()
+fn in_effect(stores: &[Holding], operation: OperationId) -> Option<Version> {
+    stores.iter().flat_map(|holding| versions_in_effect(&holding.landings, operation)).max()
+}
+
+/// Whether an operation went over what was there under this key in one of the stores.
+fn went_over(stores: &[Holding], operation: OperationId, version: Version, key: &Key) -> bool {
+    let mut landings = stores.iter().flat_map(|holding| &holding.landings);
+    landings.any(|landing| landing.operation == operation && landing.version == version && landing.keys.contains(key))
 }
 
 /// The versions by which an operation went over what was there, and was not taken back.

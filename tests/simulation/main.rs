@@ -3,7 +3,7 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `SEAWALL_SCHEDULES` | how many seeds are run; default 50 000 in release, else 1 000 |
+//! | `SEAWALL_SEEDS` | how many seeds are run; default 50 000 in release, else 1 000 |
 //! | `SEAWALL_FIRST` | the first of them; default 0 |
 //! | `SEAWALL_SEED` | runs this one alone, and prints all that happens |
 //!
@@ -163,7 +163,7 @@ fn whatever_the_schedule_every_promise_is_kept() {
         return;
     }
     let first = number("SEAWALL_FIRST").unwrap_or(0);
-    let schedules = number("SEAWALL_SCHEDULES").unwrap_or(if cfg!(debug_assertions) { 1_000 } else { 50_000 });
+    let schedules = number("SEAWALL_SEEDS").unwrap_or(if cfg!(debug_assertions) { 1_000 } else { 50_000 });
     let broken = run_all(first..first + schedules);
     assert!(broken.is_empty(), "these seeds broke a promise: {broken:?}");
 }

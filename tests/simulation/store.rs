@@ -55,18 +55,25 @@ struct State {
 }
 
 /// A write that went over what was there, for at least one of its keys.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Landing {
     pub(crate) operation: OperationId,
     pub(crate) version: Version,
     pub(crate) fence: Fence,
+    /// The keys for which it did.
+    pub(crate) keys: Vec<Key>,
 }
 
 /// What becomes of one call.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     /// Done after this time, done again as much later, answered after yet another time, if at all.
-    Done { before: Duration, again: Option<Duration>, after: Duration, reply: Reply },
+    Done {
+        before: Duration,
+        again: Option<Duration>,
+        after: Duration,
+        reply: Reply,
+    },
     Failed(ErrorKind),
     Lost,
     Panic,
@@ -130,7 +137,8 @@ impl Store {
     pub(crate) async fn contents(&self, keys: &[Key]) -> BTreeMap<Key, Option<Record>> {
         let stored = self.inner.read(keys).await.expect("a store in memory is read");
         for (key, stored) in keys.iter().zip(&stored) {
-            let (held, kept) = (stored.as_ref().map(|stored| stored.version), locked(&self.state).held.get(key).copied());
+            let (held, kept) =
+                (stored.as_ref().map(|stored| stored.version), locked(&self.state).held.get(key).copied());
             assert_eq!(held, kept, "{} keeps count of what it holds of {key}", self.name);
         }
         keys.iter().cloned().zip(stored).map(|(key, stored)| (key, stored.and_then(|stored| stored.record))).collect()
@@ -181,12 +189,12 @@ impl Store {
         }
         let applied = self.inner.apply(write).await?;
         let mut state = locked(&self.state);
-        let mut went_over = false;
+        let mut keys = Vec::new();
         for change in &*write.changes {
             let held = state.held.entry(change.key().clone()).or_default();
             if write.passes(*held) {
                 *held = write.version;
-                went_over = true;
+                keys.push(change.key().clone());
             }
         }
         trace!(
@@ -196,11 +204,11 @@ impl Store {
             write.fence,
             write.version,
             write.operation,
-            if went_over { "" } else { " too late" }
+            if keys.is_empty() { " too late" } else { "" }
         );
-        if went_over {
+        if !keys.is_empty() {
             let FencedWrite { operation, version, fence, .. } = *write;
-            state.landings.push(Landing { operation, version, fence });
+            state.landings.push(Landing { operation, version, fence, keys });
         }
         Ok(applied)
     }
@@ -282,11 +290,7 @@ impl Wire {
 }
 
 /// A write that is on its way, and arrives whatever becomes of its sender.
-fn later(
-    store: &Arc<Store>,
-    write: &FencedWrite,
-    delay: Duration,
-) -> oneshot::Receiver<Result<Applied, BackendError>> {
+fn later(store: &Arc<Store>, write: &FencedWrite, delay: Duration) -> oneshot::Receiver<Result<Applied, BackendError>> {
     store.scene.lands_in(delay);
     let (sender, receiver) = oneshot::channel();
     let (store, write) = (Arc::clone(store), write.clone());

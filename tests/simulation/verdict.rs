@@ -4,20 +4,25 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use seawall::Runtime;
+use seawall::backend::Role;
 use seawall::breaker::BreakerState;
 use seawall::event::{EventKind, Snapshot, Update};
 use seawall::fallback::DegradationLevel;
 use seawall::ledger::JournalHealth;
-use seawall::backend::Role;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::client::key;
+use crate::history::Holding;
 use crate::scene::{Life, Scene, locked, trace};
 use crate::weather::MS;
 use crate::world::{Process, World};
 
 /// How long everything may take to come to rest when nothing goes wrong any more.
 const REST: Duration = Duration::from_secs(2 * 3_600);
+/// How long it takes until everybody knows how the disk is.
+const NEWS: Duration = Duration::from_secs(3);
+/// Who changes nothing for so long has nothing left to do.
+const STILL: Duration = Duration::from_secs(3 * 60);
 
 /// Folds the events of a runtime, and finds whether one is missing or says what is not so.
 pub(crate) fn follow(runtime: &Runtime, scene: &Arc<Scene>, life: &Arc<Life>) -> Arc<Mutex<Snapshot>> {
@@ -82,11 +87,31 @@ pub(crate) async fn rest(world: &World, process: &Process) {
     while runtime.control().clear_mode().await.is_err() {
         sleep(50 * MS).await;
     }
+    if scene.weather.disk.fails > 0.0 {
+        // A disk that has just failed is known to have, and those who know begin to heal.
+        sleep(NEWS).await;
+    }
+    if scene.weather.habits.permanent && !scene.weather.revive {
+        come_to_letters(world, runtime).await;
+    }
     calm(world, runtime).await;
     // What stores do long after they said that they did not.
     sleep_until(scene.horizon() + 10 * MS).await;
     calm(world, runtime).await;
     trace!(scene, "at rest");
+}
+
+/// Waits until nothing is done any more, because dead letters stand in the way of all that is left.
+async fn come_to_letters(world: &World, runtime: &Runtime) {
+    let mut before = None;
+    while before.as_ref() != Some(&runtime.handle().status()) {
+        before = Some(runtime.handle().status());
+        sleep(STILL).await;
+    }
+    let status = runtime.handle().status();
+    if status.owed > 0 && status.dead_letters == 0 {
+        world.scene.problem(format!("nothing is done any more: {status:?}"));
+    }
 }
 
 /// Waits until everything is as it is in good times.
@@ -100,20 +125,17 @@ async fn calm(world: &World, runtime: &Runtime) {
         }
         sleep(wait).await;
         wait = (wait * 3 / 2).min(Duration::from_secs(30));
-        if scene.weather.revive {
-            revive(runtime).await;
-        }
+        revive(runtime).await;
     }
 }
 
 /// What is not as it is in good times.
 fn unrest(world: &World, runtime: &Runtime) -> Option<String> {
     let status = runtime.handle().status();
-    let letters = if world.scene.weather.revive { 0 } else { status.dead_letters };
     let well = |state| state == BreakerState::Closed;
     let good = status.in_flight == 0
-        && (letters > 0 || status.owed == 0)
-        && runtime.control().drains().iter().map(|drain| drain.owed).sum::<usize>() == letters
+        && status.owed == 0
+        && runtime.control().drains().iter().all(|drain| drain.owed == 0)
         && status.journal_healthy
         && status.level == DegradationLevel::Normal
         && status.mode == world.scene.weather.config.fallback.mode_when_normal
@@ -167,7 +189,11 @@ pub(crate) async fn judge(world: &World, process: &Process) {
     }
     let mut stores = Vec::new();
     for store in world.stores.iter().filter(|store| store.role == Role::Required) {
-        stores.push((store.name.to_string(), store.contents(&keys).await, store.landings()));
+        stores.push(Holding {
+            store: store.name.to_string(),
+            records: store.contents(&keys).await,
+            landings: store.landings(),
+        });
     }
     let remembers = scene.weather.is_strict();
     scene.history.judge(|operation| handle.outcome(operation), &stores, remembers);

@@ -98,7 +98,7 @@ pub(crate) struct Weather {
     pub(crate) habits: Habits,
     pub(crate) disk: DiskHabits,
     pub(crate) storm: Storm,
-    /// Dead letters are retried at the end, until there are none.
+    /// Dead letters are retried at the end, until there are none; else only when nothing else is left to do.
     pub(crate) revive: bool,
     pub(crate) flaw: Option<Flaw>,
 }
@@ -107,7 +107,8 @@ impl Weather {
     pub(crate) fn draw(random: &mut fastrand::Rng, flaw: Option<Flaw>) -> Self {
         let random = &mut Draw(random);
         let required = [2, 2, 2, 2, 2, 2, 1, 3][random.below(8)];
-        let ends = if random.chance(0.55) { (0..1 + random.below(3)).map(|_| random.end()).collect() } else { Vec::new() };
+        let ends =
+            if random.chance(0.55) { (0..1 + random.below(3)).map(|_| random.end()).collect() } else { Vec::new() };
         let permanent = random.chance(0.2);
         let config = random.config();
         let reset = config.breaker.reset_timeout;

@@ -128,7 +128,10 @@ impl World {
         let left = runtime.handle().status().dead_letters;
         let report = runtime.shutdown().await;
         trace!(self.scene, "{report:?}");
-        if !report.killed.is_empty() || report.cancelled > 0 || !report.journal_closed || (left == 0) != (report.owed == 0)
+        if !report.killed.is_empty()
+            || report.cancelled > 0
+            || !report.journal_closed
+            || (left == 0) != (report.owed == 0)
         {
             self.scene.problem(format!("the shutdown was not clean: {report:?}, {left} dead letters"));
         }
@@ -168,8 +171,7 @@ impl World {
             }
         };
         let seen = verdict::follow(&runtime, &self.scene, &life);
-        let mut process =
-            Process { runtime, life, disk, seen, clients: JoinSet::new(), _committer: committer };
+        let mut process = Process { runtime, life, disk, seen, clients: JoinSet::new(), _committer: committer };
         self.send_clients(&mut process);
         Ok(process)
     }

@@ -31,6 +31,8 @@ pub struct Figures {
     pub reordered: u64,
     /// Refused writes that took effect.
     pub revived: u64,
+    /// Deleted records, and ones that nobody ever wrote, that are there.
+    pub resurrected: u64,
     /// Reads that gave less than what was acknowledged, and whatever else a writer saw.
     pub misread: u64,
     /// Directories that did not open, or were never drained.
@@ -40,7 +42,8 @@ pub struct Figures {
 impl Figures {
     /// Whether every promise was kept.
     pub fn is_clean(&self) -> bool {
-        [self.lost, self.duplicated, self.reordered, self.revived, self.misread, self.open_failures] == [0; 6]
+        let Self { lost, duplicated, reordered, revived, resurrected, misread, open_failures, .. } = *self;
+        [lost, duplicated, reordered, revived, resurrected, misread, open_failures] == [0; 7]
     }
 }
 
@@ -54,6 +57,7 @@ impl AddAssign<&Self> for Figures {
         self.duplicated += other.duplicated;
         self.reordered += other.reordered;
         self.revived += other.revived;
+        self.resurrected += other.resurrected;
         self.misread += other.misread;
         self.open_failures += other.open_failures;
     }
@@ -81,6 +85,10 @@ pub struct Told {
     /// What the stores held at the last judgement.
     base: BTreeMap<Key, (Version, Option<Record>)>,
     floors: BTreeMap<Key, Version>,
+    /// The version under which a store held a key at the last judgement.
+    held: BTreeMap<(&'static str, Key), Version>,
+    /// The highest version that was met by the last judgement. All that is begun later has to be above.
+    known: Version,
     next: u64,
     figures: Figures,
     /// What is wrong, in words.
@@ -120,7 +128,7 @@ impl Told {
 
     fn asked(&mut self, operation: u64) {
         let floor = |change: &Change| self.floors.get(change.key()).copied().unwrap_or_default();
-        let floor = changes(operation).iter().map(floor).max().unwrap_or_default();
+        let floor = changes(operation).iter().map(floor).max().unwrap_or_default().max(self.known);
         self.operations.insert(operation, Operation { answer: Answer::None, floor });
         // Far enough from those that were perhaps begun and not heard of.
         self.next = self.next.max(operation + 100);
@@ -128,6 +136,11 @@ impl Told {
 
     fn answered(&mut self, operation: u64, answer: Answer) {
         let Some(asked) = self.operations.get_mut(&operation) else { return };
+        if asked.answer != Answer::None {
+            self.figures.misread += 1;
+            self.problems.push(format!("operation {operation}: answered {:?}, and then {answer:?}", asked.answer));
+            return;
+        }
         asked.answer = answer;
         if let Answer::Held(version) = answer {
             for change in changes(operation) {
@@ -174,8 +187,10 @@ impl Told {
             for (store, held) in [("graph", &graph), ("vector", &vector)] {
                 self.check(store, &key, newest, expected.as_ref(), held.as_ref());
             }
+            self.known = self.known.max(newest);
             self.base.insert(key, (newest, expected));
         }
+        self.known = self.held.values().copied().fold(self.known, Version::max);
         self.operations.clear();
     }
 
@@ -231,16 +246,30 @@ impl Told {
     }
 
     /// Whether a store holds what it has to. A write that was undone leaves its version behind, not its contents.
-    fn check(&mut self, store: &str, key: &Key, newest: Version, expected: Option<&Record>, held: Option<&Stored>) {
+    fn check(
+        &mut self,
+        store: &'static str,
+        key: &Key,
+        newest: Version,
+        expected: Option<&Record>,
+        held: Option<&Stored>,
+    ) {
         let version = held.map(|held| held.version).unwrap_or_default();
         let record = held.and_then(|held| held.record.as_ref());
-        if version >= newest && record == expected {
+        let before = self.held.insert((store, key.clone()), version).unwrap_or_default();
+        let least = newest.max(before);
+        if version >= least && record == expected {
             return;
         }
-        *(if version < newest || record.is_none() { &mut self.figures.lost } else { &mut self.figures.reordered }) += 1;
+        let figures = &mut self.figures;
+        *(match (record, expected) {
+            (Some(_), None) => &mut figures.resurrected,
+            (Some(_), Some(_)) if version >= least => &mut figures.reordered,
+            _ => &mut figures.lost,
+        }) += 1;
         let (record, expected) = (show(record), show(expected));
         self.problems
-            .push(format!("{store} holds {key} at {version} as {record}, must be {newest} as {expected} or above"));
+            .push(format!("{store} holds {key} at {version} as {record}, must be {least} as {expected} or above"));
     }
 }
 
@@ -248,4 +277,112 @@ fn show(record: Option<&Record>) -> String {
     let Some(record) = record else { return "nothing".into() };
     let numbers = record.properties.iter().filter(|(_, value)| value.is_u64());
     format!("{{{}}}", numbers.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" "))
+}
+
+/// The judge is judged: each breach is shown to it once.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(lines: &[&str]) -> Told {
+        let mut told = Told::default();
+        told.hear(&lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>());
+        told
+    }
+
+    /// What is counted when every operation ends like this.
+    fn counted(mut told: Told, end: fn(u64) -> Outcome) -> Figures {
+        told.effects(end);
+        assert_eq!(told.figures.is_clean(), told.problems.is_empty(), "what is counted is told");
+        told.figures
+    }
+
+    fn gone(_: u64) -> Outcome {
+        Outcome::NotFound
+    }
+
+    /// An operation of one change that this finds.
+    fn operation(which: impl Fn(&Change) -> bool) -> (u64, Change) {
+        let one = |operation| <[Change; 1]>::try_from(changes(operation)).ok().map(|[change]| (operation, change));
+        (0..).filter_map(one).find(|(_, change)| which(change)).expect("there are all kinds")
+    }
+
+    #[test]
+    fn what_was_kept_is_clean() {
+        let lines = ["a 1", "h 1 5", "a 2", "r 2", "a 3", "u 3", "a 4"];
+        let end = |operation| if operation == 1 { Outcome::Committed(Version(5)) } else { Outcome::NotFound };
+        let figures = counted(told(&lines), end);
+        assert!(figures.is_clean());
+        assert_eq!((figures.acked, figures.refused, figures.unknown), (1, 1, 2));
+    }
+
+    #[test]
+    fn an_acknowledged_write_that_is_not_there_is_lost() {
+        assert_eq!(counted(told(&["a 1", "h 1 5"]), gone).lost, 1);
+    }
+
+    #[test]
+    fn a_refused_write_that_is_there_is_revived_however_it_was_asked_for() {
+        let committed = |_| Outcome::Committed(Version(5));
+        assert_eq!(counted(told(&["a 1", "r 1"]), committed).revived, 1);
+        let unknown = counted(told(&["a 1", "u 1"]), committed);
+        assert!(unknown.is_clean(), "of which nobody knew may be there: {unknown:?}");
+        assert!(counted(told(&["a 1"]), committed).is_clean(), "nor is one that was never answered");
+    }
+
+    #[test]
+    fn a_second_version_or_a_version_given_twice_is_a_duplicate() {
+        assert_eq!(counted(told(&["a 1", "h 1 4"]), |_| Outcome::Committed(Version(5))).duplicated, 1);
+        let (first, change) = operation(|_| true);
+        let same = |other: &u64| changes(*other).iter().any(|other| other.key() == change.key());
+        let second = (first + 1..).find(same).expect("a key is written to more than once");
+        let lines = [format!("a {first}"), format!("a {second}")];
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_eq!(counted(told(&lines), |_| Outcome::Committed(Version(5))).duplicated, 1);
+    }
+
+    #[test]
+    fn a_version_that_is_not_above_what_was_acknowledged_before_is_reordered() {
+        let (first, change) = operation(|_| true);
+        let same = |other: &u64| matches!(&changes(*other)[..], [other] if other.key() == change.key());
+        let second = (first + 1..).find(same).expect("a key is written to more than once");
+        let mut told = told(&[]);
+        told.hear(&[format!("a {first}"), format!("h {first} 9"), format!("a {second}"), format!("h {second} 8")]);
+        told.effects(|operation| Outcome::Committed(Version(if operation == first { 9 } else { 8 })));
+        assert_eq!((told.figures.reordered, told.problems.len()), (1, 1));
+    }
+
+    #[test]
+    fn versions_only_grow_over_a_restart() {
+        let mut told = told(&[]);
+        told.known = Version(7);
+        told.hear(&["a 1".to_owned(), "h 1 7".to_owned()]);
+        assert_eq!(counted(told, |_| Outcome::Committed(Version(7))).reordered, 1);
+    }
+
+    #[test]
+    fn a_request_that_is_answered_twice_is_misread() {
+        assert_eq!(told(&["a 1", "h 1 5", "r 1"]).figures.misread, 1);
+    }
+
+    #[test]
+    fn a_store_that_holds_something_else_is_found_out() {
+        let key = Key::from("key-1");
+        let (new, old) = (Record::new("key-1").with("n", 2), Record::new("key-1").with("n", 1));
+        let check = |before: u64, expected: Option<&Record>, held: Option<(u64, Option<&Record>)>| {
+            let mut told = Told::default();
+            told.held.insert(("graph", key.clone()), Version(before));
+            let held = held.map(|(version, record)| Stored { version: Version(version), record: record.cloned() });
+            told.check("graph", &key, Version(5), expected, held.as_ref());
+            assert_eq!(told.figures.is_clean(), told.problems.is_empty());
+            told.figures
+        };
+        assert!(check(5, Some(&new), Some((5, Some(&new)))).is_clean());
+        assert!(check(5, Some(&new), Some((6, Some(&new)))).is_clean(), "a write was undone");
+        assert_eq!(check(0, Some(&new), None).lost, 1);
+        assert_eq!(check(0, Some(&new), Some((4, Some(&old)))).lost, 1);
+        assert_eq!(check(0, Some(&new), Some((5, Some(&old)))).reordered, 1, "an older write is over a newer one");
+        assert_eq!(check(0, None, Some((5, Some(&old)))).resurrected, 1, "a delete stays deleted");
+        assert_eq!(check(7, Some(&new), Some((6, Some(&new)))).lost, 1, "the version of a key went back");
+    }
 }

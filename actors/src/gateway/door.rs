@@ -149,7 +149,8 @@ impl Door {
     }
 
     pub(super) fn retry_dead_letter(&self, operation: OperationId, backend: BackendName, port: Port<bool>) {
-        let of = move |letter: &DeadLetter| letter.operation == operation && letter.backend == backend;
+        let of =
+            move |letter: &DeadLetter| letter.operation == operation && letter.backend == backend && letter.retriable;
         let revived = |DeadLetter { version, backend, .. }: DeadLetter| JournalRecord::Revived { version, backend };
         let revive = |ledger: &mut Ledger, record: &JournalRecord| {
             ledger.apply(record);

@@ -109,7 +109,8 @@ impl Handle {
         self.door.dead_letters()
     }
 
-    /// Tries a dead letter again; `false` when there is none of this operation and backend.
+    /// Tries a dead letter again; `false` when there is none of this operation and backend that
+    /// [can be](DeadLetter::retriable).
     ///
     /// # Errors
     /// When that could not be written down.

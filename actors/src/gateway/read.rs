@@ -68,8 +68,8 @@ impl Reader {
             Ok(base) => owed(overlay.over(base.record, base.version), false, base.copied),
             // Something newer may be in a backend that cannot be asked.
             Err(refusal) if overlay.passed => return Err(refusal),
-            // Only what was acknowledged here is known; that is shown, and said.
-            Err(_) => owed(overlay.over(None, Version(0)), true, false),
+            // Only what was acknowledged is known; that is shown, and said.
+            Err(_) => owed(overlay.over(None, Version(0)), !overlay.says_all(), overlay.recovered),
         })
     }
 
@@ -173,13 +173,15 @@ impl Reader {
         }
         let readers = self.readers(Some(capability));
         for (place, store) in readers.iter().enumerate() {
+            let owed = self.plane.ledger().owed(&store.name);
             match self.call(store, readers.len() - place, call(Arc::clone(store))).await {
                 Ok(hits) => {
                     return Ok(Found {
                         hits: self.current(hits),
                         source: Source::Backend(store.name.clone()),
                         degraded: None,
-                        pending: self.plane.ledger().owed(&store.name),
+                        // What it was given meanwhile may have come too late for the answer.
+                        pending: self.plane.ledger().owed(&store.name).max(owed),
                     });
                 }
                 Err(other) => refusal = prefer(refusal, other),

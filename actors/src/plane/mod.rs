@@ -19,7 +19,7 @@ pub use versions::Versions;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::backend::{BackendName, Role};
 use crate::event::EventBus;
@@ -49,6 +49,9 @@ pub struct DataPlane {
     pub events: Arc<EventBus>,
     /// Changes when something is owed that was not: wakes the lanes of the sync worker and the coordinator.
     pub work: watch::Sender<()>,
+    /// Told when a saga leaves an entry behind that is not written down, or of which nobody knows how it ends until it
+    /// is written down anew.
+    pub unwritten: Notify,
     /// What a caller is told to wait when the queue is full.
     pub queue_retry_after: Duration,
     /// How the sagas of this process went.
@@ -81,6 +84,7 @@ impl DataPlane {
             limits,
             events,
             work: watch::Sender::new(()),
+            unwritten: Notify::new(),
             queue_retry_after,
             sagas: SagaCounters::default(),
             tasks,

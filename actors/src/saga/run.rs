@@ -87,6 +87,10 @@ impl Drop for Hold<'_> {
         if self.plane.ledger().release(self.version) {
             self.plane.work.send_replace(());
         }
+        // The mode may have changed meanwhile to one that keeps what this one did not.
+        if self.plane.ledger().is_volatile(self.version) {
+            self.plane.unwritten.notify_one();
+        }
     }
 }
 
@@ -160,7 +164,7 @@ impl Operation {
     fn known(&self) -> Option<Result<Receipt, Refusal>> {
         let ledger = self.plane.ledger();
         let operation = self.write.operation;
-        if ledger.is_held(operation) {
+        if ledger.is_unsettled(operation) {
             return Some(Err(Refusal::Unknown { operation }));
         }
         match ledger.outcome(operation) {
@@ -356,9 +360,10 @@ impl Operation {
                 if alone && *rule != WriteRule::Memory {
                     let written = self.make_durable(intent).await;
                     if let Err(error) = written {
-                        // One backend has it or has not: there is nothing to finish.
                         hold.untouched = !perhaps(ends);
-                        self.plane.ledger().abandon(version);
+                        if perhaps(ends) {
+                            self.plane.ledger().doubt(version);
+                        }
                         return Err(self.lost(&error, perhaps(ends)));
                     }
                 }
@@ -379,7 +384,7 @@ impl Operation {
                 if failure.happened == Happened::Perhaps {
                     // Nobody knows; so it is made to have happened, and the caller can ask for that.
                     if self.make_durable(intent).await.is_err() {
-                        self.plane.ledger().abandon(version);
+                        self.plane.ledger().doubt(version);
                     }
                     return Err(Refusal::Unknown { operation: self.write.operation });
                 }
@@ -429,7 +434,10 @@ impl Operation {
                 reason: failure.reason.clone(),
                 ending: Ending::RolledBack,
             };
-            appended(self.plane.journal.append(vec![decided])).await.map_err(|_| Refusal::Unknown { operation })?;
+            if appended(self.plane.journal.append(vec![decided])).await.is_err() {
+                self.plane.ledger().doubt(version);
+                return Err(Refusal::Unknown { operation });
+            }
         }
         let (records, finished) = {
             let mut ledger = self.plane.ledger();

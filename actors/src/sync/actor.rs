@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::backend::BackendName;
@@ -204,7 +205,11 @@ impl Actor for SyncWorker {
     }
 }
 
-/// Writes down what is held in memory only, as soon as there is a journal again and the mode wants it.
+/// How long what could not be written down waits for the next try.
+const PROMOTE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Writes down what is held in memory only, and what is doubtful, as soon as there is a journal again and the mode
+/// wants it.
 async fn promote(plane: Arc<DataPlane>) {
     let mut plans = plane.fallback.plan().subscribe();
     loop {
@@ -212,17 +217,27 @@ async fn promote(plane: Arc<DataPlane>) {
             let plan = plans.borrow_and_update();
             plan.mode != Mode::MemoryOnly && plan.journal == JournalHealth::Healthy
         };
+        let mut again = false;
         if durable {
             let volatile = plane.ledger().volatile();
             for intent in volatile {
                 let Some(append) = write_down(&plane, intent.version) else { continue };
                 if appended(append).await.is_ok() {
-                    plane.ledger().set_durable(intent.version);
+                    let closed = plane.ledger().set_durable(intent.version);
+                    plane.note(closed.into_iter().collect());
+                } else {
+                    again = true;
+                    break;
                 }
             }
         }
-        if plans.changed().await.is_err() {
-            return;
+        tokio::select! {
+            biased;
+            changed = plans.changed() => if changed.is_err() {
+                return;
+            },
+            () = plane.unwritten.notified() => {}
+            () = sleep(PROMOTE_AGAIN), if again => {}
         }
     }
 }

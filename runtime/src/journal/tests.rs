@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proptest::prelude::ProptestConfig;
 use seawall_actors::backend::BackendName;
 use seawall_actors::journal::{Ending, Intent, Journal, JournalRecord};
 use seawall_actors::operation::{Change, OperationId, Priority, Version};
@@ -31,6 +32,13 @@ fn small() -> JournalConfig {
 /// A directory in memory where there is one, so that a sync costs nothing.
 fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// So many cases, unless `PROPTEST_CASES` says otherwise.
+fn cases(ordinary: u32) -> ProptestConfig {
+    let asked = std::env::var_os("PROPTEST_CASES").is_some();
+    let config = ProptestConfig::default();
+    ProptestConfig { cases: if asked { config.cases } else { ordinary }, ..config }
 }
 
 fn copy_dir(from: &Path, to: &Path) {

@@ -1,12 +1,12 @@
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 use tokio::time::Instant;
 
 use crate::fallback::{Cache, CacheConfig, CacheStats, FillToken};
+use crate::models;
 use crate::operation::Version;
 use crate::record::{Key, Record};
 
@@ -264,15 +264,20 @@ fn trap_16_two_readers_and_a_writer_neither() {
 }
 
 /// The cache, as plainly as it can be said: a list from the least to the most recently used.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 struct Model {
+    now: u64,
     entries: Vec<(usize, Shelved)>,
-    tokens: HashMap<usize, (usize, u64)>,
+    /// Reads under way: of which key, since when, and whether nothing has happened to it meanwhile.
+    reads: Vec<(usize, u64, bool)>,
     floor: u64,
     stats: CacheStats,
+    /// What the last action gave: whether it was taken, or what was found.
+    taken: bool,
+    found: Option<(u64, bool, u64)>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Shelved {
     version: u64,
     /// Whether there is a record; its content is its version.
@@ -305,7 +310,7 @@ impl Model {
     }
 
     fn spoil(&mut self, key: usize) {
-        self.tokens.retain(|_, (k, _)| *k != key);
+        self.reads.iter_mut().filter(|(k, ..)| *k == key).for_each(|(.., sound)| *sound = false);
     }
 
     fn put(&mut self, key: usize, entry: Shelved) -> bool {
@@ -319,13 +324,12 @@ impl Model {
         taken
     }
 
-    fn fill(&mut self, token: usize, version: u64, record: bool) -> bool {
-        let valid =
-            self.tokens.remove(&token).filter(|(key, _)| self.held(*key).is_none_or(|held| held.version <= version));
-        let Some((key, begun)) = valid else {
+    fn fill(&mut self, read: usize, version: u64, record: bool) -> bool {
+        let (key, begun, sound) = self.reads.remove(read);
+        if !sound || self.held(key).is_some_and(|held| held.version > version) {
             self.stats.refused += 1;
             return false;
-        };
+        }
         let since = self.held(key).filter(|held| held.version == version).map_or(begun, |held| held.since.max(begun));
         self.place(key, Shelved { version, record, since });
         true
@@ -340,11 +344,11 @@ impl Model {
         }
     }
 
-    fn get(&mut self, key: usize, now: u64) -> Option<(u64, bool, u64)> {
+    fn get(&mut self, key: usize) -> Option<(u64, bool, u64)> {
         let hit = self.take(key).and_then(|entry| {
             self.entries.push((key, entry));
             let ttl = if entry.record { TTL } else { TOMBSTONE_TTL };
-            let age = now.saturating_sub(entry.since);
+            let age = self.now.saturating_sub(entry.since);
             (age < ttl).then_some((entry.version, entry.record, age))
         });
         *(if hit.is_some() { &mut self.stats.hits } else { &mut self.stats.misses }) += 1;
@@ -354,90 +358,152 @@ impl Model {
 
 #[derive(Clone, Debug)]
 enum Action {
+    Pass(u64),
     Get(usize),
     Put(usize, u64, bool),
     Invalidate(usize, u64),
     Forget(usize),
     Begin(usize),
+    /// A read that is under way ends, and is kept or not.
     Fill(usize, u64, bool),
     Abandon(usize),
+    /// The process dies, and the next one has nothing: neither records nor what was dropped nor reads under way.
+    Crash,
 }
 
-fn action() -> impl Strategy<Value = Action> {
-    let (key, version) = (0..6_usize, 0..40_u64);
-    prop_oneof![
-        4 => key.clone().prop_map(Action::Get),
-        4 => (key.clone(), version.clone(), any::<bool>()).prop_map(|(k, v, r)| Action::Put(k, v, r)),
-        1 => (key.clone(), version.clone()).prop_map(|(k, v)| Action::Invalidate(k, v)),
-        1 => key.clone().prop_map(Action::Forget),
-        4 => key.prop_map(Action::Begin),
-        4 => (0..8_usize, version, any::<bool>()).prop_map(|(t, v, r)| Action::Fill(t, v, r)),
-        1 => (0..8_usize).prop_map(Action::Abandon),
-    ]
+impl ReferenceStateMachine for Model {
+    type State = Self;
+    type Transition = Action;
+
+    fn init_state() -> BoxedStrategy<Self> {
+        Just(Self::default()).boxed()
+    }
+
+    fn transitions(model: &Self) -> BoxedStrategy<Action> {
+        let (key, version) = (0..6_usize, 0..40_u64);
+        let alone = prop_oneof![
+            8 => (1..4_u64).prop_map(Action::Pass),
+            4 => key.clone().prop_map(Action::Get),
+            4 => (key.clone(), version.clone(), any::<bool>()).prop_map(|(k, v, r)| Action::Put(k, v, r)),
+            1 => (key.clone(), version.clone()).prop_map(|(k, v)| Action::Invalidate(k, v)),
+            1 => key.clone().prop_map(Action::Forget),
+            4 => key.prop_map(Action::Begin),
+            1 => Just(Action::Crash),
+        ];
+        if model.reads.is_empty() {
+            return alone.boxed();
+        }
+        let read = 0..model.reads.len();
+        prop_oneof![
+            23 => alone,
+            4 => (read.clone(), version, any::<bool>()).prop_map(|(t, v, r)| Action::Fill(t, v, r)),
+            1 => read.prop_map(Action::Abandon),
+        ]
+        .boxed()
+    }
+
+    fn preconditions(model: &Self, action: &Action) -> bool {
+        match action {
+            Action::Fill(read, ..) | Action::Abandon(read) => *read < model.reads.len(),
+            _ => true,
+        }
+    }
+
+    fn apply(mut model: Self, action: &Action) -> Self {
+        let since = model.now;
+        match *action {
+            Action::Pass(seconds) => model.now += seconds,
+            Action::Get(key) => model.found = model.get(key),
+            Action::Put(key, version, record) => model.taken = model.put(key, Shelved { version, record, since }),
+            Action::Invalidate(key, version) => {
+                model.drop_below(key, version);
+                model.floor = model.floor.max(version);
+            }
+            Action::Forget(key) => model.drop_below(key, u64::MAX),
+            Action::Begin(key) => model.reads.push((key, since, true)),
+            Action::Fill(read, version, record) => model.taken = model.fill(read, version, record),
+            Action::Abandon(read) => drop(model.reads.remove(read)),
+            Action::Crash => model = Self { now: model.now, ..Self::default() },
+        }
+        model
+    }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+/// The cache against the list; reads under way are at the same index in both.
+struct Shelf {
+    start: Instant,
+    cache: Cache,
+    tokens: Vec<FillToken>,
+}
 
-    #[test]
-    fn the_cache_does_what_a_plain_list_does(actions in vec((0..4_u64, action()), 1..120)) {
-        let start = Instant::now();
-        let cache = Cache::new(CacheConfig {
+impl Shelf {
+    fn empty() -> Cache {
+        Cache::new(CacheConfig {
             max_size: SIZE,
             ttl: Duration::from_secs(TTL),
             tombstone_ttl: Duration::from_secs(TOMBSTONE_TTL),
             ..CacheConfig::default()
-        });
-        let mut model = Model::default();
-        let mut tokens: Vec<(usize, FillToken)> = Vec::new();
-        let (mut now, mut begun) = (0, 0);
-        let key = |key: usize| Key::new(format!("{key}"));
-        for (pause, action) in actions {
-            now += pause;
-            let instant = start + Duration::from_secs(now);
-            match action {
-                Action::Get(k) => {
-                    let hit = cache.get(&key(k), instant);
-                    let plain = hit.map(|hit| (hit.version.0, hit.record.is_some(), hit.age.as_secs()));
-                    prop_assert_eq!(plain, model.get(k, now));
-                }
-                Action::Put(k, version, exists) => {
-                    let content = exists.then(|| record(&key(k), version));
-                    let taken = cache.put(&key(k), Version(version), content, instant);
-                    prop_assert_eq!(taken, model.put(k, Shelved { version, record: exists, since: now }));
-                }
-                Action::Invalidate(k, version) => {
-                    cache.invalidate(&key(k), Version(version));
-                    model.drop_below(k, version);
-                    model.floor = model.floor.max(version);
-                }
-                Action::Forget(k) => {
-                    cache.forget(&key(k));
-                    model.drop_below(k, u64::MAX);
-                }
-                Action::Begin(k) => {
-                    tokens.push((begun, cache.begin_fill(&key(k), instant)));
-                    model.tokens.insert(begun, (k, now));
-                    begun += 1;
-                }
-                Action::Fill(at, version, exists) if at < tokens.len() => {
-                    let (id, token) = tokens.remove(at);
-                    let content = exists.then(|| record(&key(0), version));
-                    let taken = cache.fill(token, Version(version), content);
-                    prop_assert_eq!(taken, model.fill(id, version, exists));
-                }
-                Action::Abandon(at) if at < tokens.len() => {
-                    let (id, _) = tokens.remove(at);
-                    model.tokens.remove(&id);
-                }
-                Action::Fill(..) | Action::Abandon(_) => {}
-            }
-            let stats = cache.stats();
-            let plain = CacheStats { entries: model.entries.len(), bytes: stats.bytes, ..model.stats };
-            prop_assert_eq!(stats, plain);
-            prop_assert_eq!(stats.bytes == 0, stats.entries == 0);
-        }
-        drop(tokens);
-        prop_assert_eq!(cache.reads_under_way(), 0, "no lease outlives its token");
+        })
     }
+}
+
+impl StateMachineTest for Shelf {
+    type SystemUnderTest = Self;
+    type Reference = Model;
+
+    fn init_test(_: &Model) -> Self {
+        Self { start: Instant::now(), cache: Self::empty(), tokens: Vec::new() }
+    }
+
+    fn apply(mut shelf: Self, model: &Model, action: Action) -> Self {
+        let now = shelf.start + Duration::from_secs(model.now);
+        let key = |key: usize| Key::new(format!("{key}"));
+        let content = |version, exists: bool| exists.then(|| record(&key(0), version));
+        match action {
+            Action::Pass(_) => {}
+            Action::Get(k) => {
+                let found = shelf.cache.get(&key(k), now);
+                let plain = found.as_ref().map(|hit| (hit.version.0, hit.record.is_some(), hit.age.as_secs()));
+                assert_eq!(plain, model.found);
+                if let Some(hit) = found {
+                    assert_eq!(hit.record, content(hit.version.0, hit.record.is_some()));
+                }
+            }
+            Action::Put(k, version, exists) => {
+                let taken = shelf.cache.put(&key(k), Version(version), content(version, exists), now);
+                assert_eq!(taken, model.taken);
+            }
+            Action::Invalidate(k, version) => shelf.cache.invalidate(&key(k), Version(version)),
+            Action::Forget(k) => shelf.cache.forget(&key(k)),
+            Action::Begin(k) => shelf.tokens.push(shelf.cache.begin_fill(&key(k), now)),
+            Action::Fill(read, version, exists) => {
+                let token = shelf.tokens.remove(read);
+                assert_eq!(shelf.cache.fill(token, Version(version), content(version, exists)), model.taken);
+            }
+            Action::Abandon(read) => drop(shelf.tokens.remove(read)),
+            Action::Crash => {
+                shelf.tokens.clear();
+                shelf.cache = Self::empty();
+            }
+        }
+        shelf
+    }
+
+    fn check_invariants(shelf: &Self, model: &Model) {
+        let stats = shelf.cache.stats();
+        assert_eq!(stats, CacheStats { entries: model.entries.len(), bytes: stats.bytes, ..model.stats });
+        assert_eq!(stats.bytes == 0, stats.entries == 0);
+    }
+
+    fn teardown(shelf: Self, _: Model) {
+        drop(shelf.tokens);
+        assert_eq!(shelf.cache.reads_under_way(), 0, "no lease outlives its token");
+    }
+}
+
+prop_state_machine! {
+    #![proptest_config(models::cases(400))]
+
+    #[test]
+    fn the_cache_does_what_a_plain_list_does(sequential 1..150 => Shelf);
 }

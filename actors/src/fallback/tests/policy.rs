@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 use tokio::time::Instant;
 
 use super::{NOTHING, best_effort, stores};
@@ -12,6 +12,7 @@ use crate::fallback::{
     Mode, ModeCause, REASON_BYTES, ReadRule, WriteRule,
 };
 use crate::journal::{JournalHealth, JournalProgress};
+use crate::models;
 
 const SECOND: Duration = Duration::from_secs(1);
 const JOURNALS: [JournalHealth; 3] = [JournalHealth::Healthy, JournalHealth::Failed, JournalHealth::Stalled];
@@ -282,8 +283,10 @@ fn a_process_that_was_stopped_does_not_blame_its_journal() {
 }
 
 /// The rules, as plainly as they can be said: from the whole history, each time anew.
-#[derive(Default)]
+#[derive(Clone, Debug)]
 struct Model {
+    now: u64,
+    recover_after: u64,
     states: [BreakerState; 3],
     read_only: [bool; 3],
     journal: JournalHealth,
@@ -294,7 +297,20 @@ struct Model {
 const NAMES: [&str; 3] = ["graph", "vector", "copy"];
 
 impl Model {
-    fn hear(&mut self, now: u64, action: &Action) {
+    fn new(recover_after: u64) -> Self {
+        Self {
+            now: 0,
+            recover_after,
+            states: [BreakerState::Closed; 3],
+            read_only: [false; 3],
+            journal: JournalHealth::Healthy,
+            manual: None,
+            history: vec![(0, Level::Normal)],
+        }
+    }
+
+    fn hear(&mut self, action: &Action) {
+        let now = self.now;
         match *action {
             Action::Breaker(backend, state) => self.states[backend] = STATES[state],
             Action::ReadOnly(backend, read_only, _) => self.read_only[backend] = read_only,
@@ -329,22 +345,24 @@ impl Model {
     }
 
     /// The level that the policy follows.
-    fn settled(&self, recover_after: u64) -> Level {
+    fn settled(&self) -> Level {
         let (now, level) = *self.history.last().expect("something was heard");
         let bad = self.history.iter().rposition(|(_, level)| *level != Level::Normal);
         match bad {
-            Some(bad) if level == Level::Normal && now - self.history[bad + 1].0 < recover_after => self.history[bad].1,
+            Some(bad) if level == Level::Normal && now - self.history[bad + 1].0 < self.recover_after => {
+                self.history[bad].1
+            }
             _ => level,
         }
     }
 
-    fn mode(&self, recover_after: u64) -> Mode {
+    fn mode(&self) -> Mode {
         let healthy = self.journal == JournalHealth::Healthy;
         match self.manual {
             Some((Mode::QueueWrites | Mode::LocalStorage, _)) if !healthy => Mode::ReadOnly,
             Some((mode, _)) => mode,
             None if !healthy => Mode::ReadOnly,
-            None if self.settled(recover_after) == Level::Normal => Mode::Disabled,
+            None if self.settled() == Level::Normal => Mode::Disabled,
             None => Mode::QueueWrites,
         }
     }
@@ -382,52 +400,80 @@ impl Action {
     }
 }
 
-fn action() -> impl Strategy<Value = Action> {
-    prop_oneof![
-        4 => (0..3_usize, 0..STATES.len()).prop_map(|(b, s)| Action::Breaker(b, s)),
-        2 => (0..3_usize, any::<bool>(), any::<bool>()).prop_map(|(b, r, p)| Action::ReadOnly(b, r, p)),
-        2 => (0..3_usize).prop_map(Action::Journal),
-        3 => (0..5_usize, proptest::option::of(0..20_u64)).prop_map(|(m, e)| Action::Set(m, e)),
-        1 => Just(Action::Clear),
-        2 => Just(Action::Tick),
-    ]
+impl ReferenceStateMachine for Model {
+    type State = Self;
+    /// What is heard, and how many seconds after the last.
+    type Transition = (u64, Action);
+
+    fn init_state() -> BoxedStrategy<Self> {
+        (0..15_u64).prop_map(Self::new).boxed()
+    }
+
+    fn transitions(_: &Self) -> BoxedStrategy<(u64, Action)> {
+        let action = prop_oneof![
+            4 => (0..3_usize, 0..STATES.len()).prop_map(|(b, s)| Action::Breaker(b, s)),
+            2 => (0..3_usize, any::<bool>(), any::<bool>()).prop_map(|(b, r, p)| Action::ReadOnly(b, r, p)),
+            2 => (0..3_usize).prop_map(Action::Journal),
+            3 => (0..5_usize, proptest::option::of(0..20_u64)).prop_map(|(m, e)| Action::Set(m, e)),
+            1 => Just(Action::Clear),
+            2 => Just(Action::Tick),
+        ];
+        (0..8_u64, action).boxed()
+    }
+
+    fn apply(mut model: Self, (pause, action): &(u64, Action)) -> Self {
+        model.now += pause;
+        model.hear(action);
+        model
+    }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+/// The policy against the rules.
+struct Manager {
+    start: Instant,
+    policy: FallbackPolicy,
+}
+
+impl StateMachineTest for Manager {
+    type SystemUnderTest = Self;
+    type Reference = Model;
+
+    fn init_test(model: &Model) -> Self {
+        let recover_after = Duration::from_secs(model.recover_after);
+        let policy = policy(FallbackConfig { recover_after, ..FallbackConfig::default() });
+        Self { start: Instant::now(), policy }
+    }
+
+    fn apply(mut manager: Self, model: &Model, (_, action): (u64, Action)) -> Self {
+        let last = manager.policy.plan().clone();
+        let changed = manager.policy.step(manager.start + Duration::from_secs(model.now), action.input());
+        let plan = manager.policy.plan();
+        // A plan is told if and only if it changed, and its epoch counts the modes.
+        assert_eq!(changed.is_some(), *plan != last);
+        assert_eq!(plan.epoch, last.epoch + u64::from(plan.mode != last.mode));
+        manager
+    }
+
+    fn check_invariants(manager: &Self, model: &Model) {
+        let plan = manager.policy.plan();
+        assert_eq!(plan.mode, model.mode());
+        assert_eq!(plan.level, model.level());
+        assert_eq!(plan.journal, model.journal);
+        assert_eq!(plan.manual, model.manual.map(|(mode, _)| mode));
+        for (backend, name) in NAMES.iter().enumerate() {
+            assert_eq!(plan.access(&BackendName::from(*name)), model.access(backend));
+        }
+        // What is promised durably is kept in a journal that takes writes.
+        assert!(plan.journal == JournalHealth::Healthy || !plan.mode.keeps_durably());
+        // Nothing that is due is overdue.
+        let now = manager.start + Duration::from_secs(model.now);
+        assert!(manager.policy.next_deadline().is_none_or(|due| due > now));
+    }
+}
+
+prop_state_machine! {
+    #![proptest_config(models::cases(400))]
 
     #[test]
-    fn the_policy_does_what_the_plain_rules_say(
-        recover_after in 0..15_u64,
-        actions in vec((0..8_u64, action()), 1..60),
-    ) {
-        let start = Instant::now();
-        let config = FallbackConfig { recover_after: Duration::from_secs(recover_after), ..FallbackConfig::default() };
-        let mut policy = policy(config);
-        let mut model = Model::default();
-        let mut now = 0;
-        let mut last = policy.plan().clone();
-        for (pause, action) in actions {
-            now += pause;
-            model.hear(now, &action);
-            let changed = policy.step(start + Duration::from_secs(now), action.input());
-            let plan = policy.plan().clone();
-
-            prop_assert_eq!(plan.mode, model.mode(recover_after));
-            prop_assert_eq!(plan.level, model.level());
-            prop_assert_eq!(plan.journal, model.journal);
-            prop_assert_eq!(plan.manual, model.manual.map(|(mode, _)| mode));
-            for (backend, name) in NAMES.iter().enumerate() {
-                prop_assert_eq!(plan.access(&BackendName::from(*name)), model.access(backend));
-            }
-            // A plan is told if and only if it changed, and its epoch counts the modes.
-            prop_assert_eq!(changed.is_some(), plan != last);
-            prop_assert_eq!(plan.epoch, last.epoch + u64::from(plan.mode != last.mode));
-            // What is promised durably is kept in a journal that takes writes.
-            prop_assert!(plan.journal == JournalHealth::Healthy || !plan.mode.keeps_durably());
-            // Nothing that is due is overdue.
-            prop_assert!(policy.next_deadline().is_none_or(|due| due > start + Duration::from_secs(now)));
-            last = plan;
-        }
-    }
+    fn the_policy_does_what_the_plain_rules_say(sequential 1..60 => Manager);
 }

@@ -20,7 +20,13 @@ impl Ledger {
         match record {
             JournalRecord::Intent(intent) => self.insert(Arc::clone(intent), true, false),
             JournalRecord::Done { version, backend } => self.set(*version, backend, LegState::Done),
-            JournalRecord::Undone { version, backend } => self.set(*version, backend, LegState::Undone),
+            JournalRecord::Undone { version, backend } => {
+                // Nothing is taken back without a decision, though that may not have been written down.
+                if self.entries.get(version).is_some_and(|entry| entry.decision.is_none()) {
+                    self.decide(*version, backend, Ending::RolledBack);
+                }
+                self.set(*version, backend, LegState::Undone);
+            }
             JournalRecord::DeadLetter { version, backend, reason } => {
                 self.set(*version, backend, LegState::Dead(reason.clone()));
             }
@@ -71,10 +77,21 @@ impl Ledger {
         self.remove(version);
     }
 
-    /// The entry is written down.
-    pub fn set_durable(&mut self, version: Version) {
+    /// The entry is written down. Gives the record that closes it, if that was all that it waited for.
+    pub fn set_durable(&mut self, version: Version) -> Option<JournalRecord> {
+        let entry = self.entries.get_mut(&version)?;
+        entry.durable = true;
+        let doubtful = std::mem::take(&mut entry.doubtful);
+        if doubtful { self.close(version) } else { None }
+    }
+
+    /// A decision to undo the entry could not be written down, or the intent of what a backend may have. It goes forward,
+    /// and as soon as it is written down anew it is certain that it does.
+    pub fn doubt(&mut self, version: Version) {
         if let Some(entry) = self.entries.get_mut(&version) {
-            entry.durable = true;
+            (entry.durable, entry.doubtful) = (false, true);
+            // It stays when all backends have it, and does not stand in the way of later ones.
+            entry.passable = true;
         }
     }
 
@@ -106,26 +123,25 @@ impl Ledger {
     }
 
     /// From here on the entry is undone. Legs that never reached their backend need nothing; legs that did, or
-    /// may have, owe the compensation.
+    /// may have, owe the compensation. Where a person gives up, what cannot be undone stays as it is.
     pub fn decide(&mut self, version: Version, cause: &BackendName, ending: Ending) {
         let Some(entry) = self.entries.get_mut(&version) else { return };
-        if let Some(decision) = &mut entry.decision {
-            decision.ending = ending;
-            return;
-        }
-        self.deciding += 1;
+        let first = entry.decision.is_none();
+        self.deciding += usize::from(first);
         entry.decision = Some(Decision { cause: cause.clone(), ending });
         let states: Vec<(BackendName, LegState)> = entry
             .legs
             .iter()
-            .map(|leg| {
+            .filter_map(|leg| {
+                let is_dead = matches!(leg.state, LegState::Dead(_));
                 let touched = leg.attempted || matches!(leg.state, LegState::Done | LegState::InFlight);
                 let state = match (touched, entry.undo_for(&leg.backend)) {
-                    (false, _) => LegState::Undone,
-                    (true, Some(_)) => LegState::UndoOwed,
-                    (true, None) => LegState::Dead(NO_PRE_IMAGE.to_owned()),
+                    _ if !first && (ending != Ending::Discarded || !is_dead) => return None,
+                    (true, Some(_)) if first => LegState::UndoOwed,
+                    (true, None) if ending != Ending::Discarded => LegState::Dead(NO_PRE_IMAGE.to_owned()),
+                    _ => LegState::Undone,
                 };
-                (leg.backend.clone(), state)
+                Some((leg.backend.clone(), state))
             })
             .collect();
         for (backend, state) in states {
@@ -155,11 +171,15 @@ impl Ledger {
         records
     }
 
-    /// A dead letter is to be tried again.
+    /// A dead letter is to be tried again. A compensation without anything to go back to stays one.
     pub fn revive(&mut self, version: Version, backend: &BackendName) {
         let Some(entry) = self.entries.get(&version) else { return };
         let Some(Leg { state: LegState::Dead(_), .. }) = entry.leg(backend) else { return };
-        let state = if entry.decision.is_some() { LegState::UndoOwed } else { LegState::Owed };
+        let state = match &entry.decision {
+            None => LegState::Owed,
+            Some(_) if entry.undo_for(backend).is_some() => LegState::UndoOwed,
+            Some(_) => return,
+        };
         self.set(version, backend, state);
     }
 
@@ -167,13 +187,8 @@ impl Ledger {
     /// have of it is undone where there is a pre-image to go back to; the rest stays as it is. Gives what else is to
     /// be written down.
     pub fn discard(&mut self, decided: &JournalRecord) -> Vec<JournalRecord> {
-        let Some(version) = decided.version() else { return Vec::new() };
         self.apply(decided);
-        let states = self.entries.get(&version).map(Entry::states).unwrap_or_default();
-        for (backend, _) in states.into_iter().filter(|(_, state)| matches!(state, LegState::Dead(_))) {
-            self.set(version, &backend, LegState::Undone);
-        }
-        self.undone(version)
+        decided.version().map(|version| self.undone(version)).unwrap_or_default()
     }
 
     /// The records that say which legs of an entry need no undoing, or that none does. They belong with a decision:
@@ -203,6 +218,8 @@ impl Ledger {
         let bytes = intent.weight();
         self.bytes += bytes;
         self.operations.insert(intent.operation, version);
+        // What became of an earlier try says nothing about this one.
+        self.finished.remove(&intent.operation);
         for change in &*intent.changes {
             let chain = self.chains.entry(change.key().clone()).or_default();
             let place = chain.partition_point(|other| *other < version);
@@ -226,7 +243,18 @@ impl Ledger {
             self.lanes.entry(backend.clone()).or_default().owed += 1;
         }
         let (intent, backends) = (Arc::clone(&intent), intent.owes.clone());
-        let entry = Entry { intent, legs, decision: None, durable, held, acknowledged: false, passable: false, bytes };
+        let entry = Entry {
+            intent,
+            legs,
+            decision: None,
+            durable,
+            held,
+            acknowledged: false,
+            passable: false,
+            recovered: !held,
+            doubtful: false,
+            bytes,
+        };
         self.entries.insert(version, entry);
         for backend in &backends {
             self.refresh(version, backend);
@@ -292,14 +320,17 @@ impl Ledger {
     }
 
     fn remember(&mut self, operation: OperationId, version: Version, ending: Ending) {
-        if self.limits.outcomes == 0 {
+        let newer = self.finished.get(&operation).is_some_and(|(last, _)| *last > version);
+        if newer || self.limits.outcomes == 0 {
             return;
         }
-        if self.finished.insert(operation, (version, ending)).is_none() {
-            self.finished_order.push_back(operation);
+        if self.finished.insert(operation, (version, ending)).is_none_or(|(before, _)| before != version) {
+            self.finished_order.push_back((operation, version));
         }
         while self.finished_order.len() > self.limits.outcomes {
-            if let Some(oldest) = self.finished_order.pop_front() {
+            if let Some((oldest, version)) = self.finished_order.pop_front()
+                && self.finished.get(&oldest).is_some_and(|(last, _)| *last == version)
+            {
                 self.finished.remove(&oldest);
             }
         }

@@ -29,6 +29,9 @@ use crate::journal::{Ending, Intent, JournalRecord, QueueConfig};
 use crate::operation::{Change, OperationId, Outcome, Version};
 use crate::record::Key;
 
+/// The reason of a dead letter in an entry that is written down anew, when it is none any more.
+pub const TRIED_AGAIN: &str = "tried again since";
+
 /// Where one backend stands with one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LegState {
@@ -115,6 +118,11 @@ struct Entry {
     acknowledged: bool,
     /// It is, or has been, such that a later write of its keys could be finished before it.
     passable: bool,
+    /// It was read back after a restart.
+    recovered: bool,
+    /// What was to be written down of it could not be, and may be found by a restart all the same: until it is written
+    /// down anew, nobody knows how it ends.
+    doubtful: bool,
     bytes: usize,
 }
 
@@ -135,8 +143,11 @@ impl Entry {
         self.intent.undo.iter().find(|(name, _)| name == backend).map(|(_, changes)| changes)
     }
 
-    /// The ending that the legs have come to, if they all have.
+    /// The ending that the legs have come to, if they all have and nothing that a restart finds can say otherwise.
     fn ending(&self) -> Option<Ending> {
+        if self.doubtful {
+            return None;
+        }
         let (goal, ending) = match &self.decision {
             None => (LegState::Done, Ending::Committed),
             Some(decision) => (LegState::Undone, decision.ending),
@@ -169,6 +180,8 @@ pub struct DeadLetter {
     pub reason: String,
     /// Whether it is the compensation that is refused.
     pub undo: bool,
+    /// Whether it can be tried again. A compensation without anything to go back to can only be discarded.
+    pub retriable: bool,
 }
 
 /// The index over all unfinished entries, and a memory of finished ones.
@@ -181,7 +194,7 @@ pub struct Ledger {
     lanes: HashMap<BackendName, Lane>,
     operations: HashMap<OperationId, Version>,
     finished: HashMap<OperationId, (Version, Ending)>,
-    finished_order: VecDeque<OperationId>,
+    finished_order: VecDeque<(OperationId, Version)>,
     bytes: usize,
     dead: usize,
     deciding: usize,
@@ -301,10 +314,11 @@ impl Ledger {
         }
     }
 
-    /// Whether a saga still works on this operation.
+    /// Whether nobody knows yet how this operation ends: a saga still works on it, or left it in doubt.
     #[must_use]
-    pub fn is_held(&self, operation: OperationId) -> bool {
-        self.operations.get(&operation).is_some_and(|version| self.entries[version].held)
+    pub fn is_unsettled(&self, operation: OperationId) -> bool {
+        let entry = self.operations.get(&operation).map(|version| &self.entries[version]);
+        entry.is_some_and(|entry| entry.held || entry.doubtful)
     }
 
     /// All dead letters, oldest first.
@@ -321,11 +335,18 @@ impl Ledger {
                         backend: leg.backend.clone(),
                         reason: reason.clone(),
                         undo: entry.decision.is_some(),
+                        retriable: entry.decision.is_none() || entry.undo_for(&leg.backend).is_some(),
                     });
                 }
             }
         }
         letters
+    }
+
+    /// Whether there is an entry of this version that would not survive a crash.
+    #[must_use]
+    pub fn is_volatile(&self, version: Version) -> bool {
+        self.entries.get(&version).is_some_and(|entry| !entry.durable)
     }
 
     /// The intents that would not survive a crash and that no saga holds, oldest first.
@@ -345,7 +366,7 @@ impl Ledger {
         let mut records = vec![JournalRecord::Intent(Arc::clone(&entry.intent))];
         let backend = |leg: &Leg| leg.backend.clone();
         for leg in entry.legs.iter().filter(|leg| leg.died && !matches!(leg.state, LegState::Dead(_))) {
-            let reason = "tried again since".to_owned();
+            let reason = TRIED_AGAIN.to_owned();
             records.push(JournalRecord::DeadLetter { version, backend: backend(leg), reason });
             records.push(JournalRecord::Revived { version, backend: backend(leg) });
         }

@@ -24,13 +24,16 @@ impl Pending {
 }
 
 /// What the journal knows of a key that the backends may not know yet.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Overlay {
     /// The changes since the last one that says all, oldest first; never empty.
     pub changes: Vec<Pending>,
     /// A later write may have been finished before one of these, which is or was a dead letter or waits for one: a
     /// backend may hold something newer than they are.
     pub passed: bool,
+    /// One of these was found by a restart. That it is finished, and what came after it, may not have been written
+    /// down: a backend may hold something newer.
+    pub recovered: bool,
 }
 
 impl Overlay {
@@ -40,10 +43,16 @@ impl Overlay {
         self.changes.last().map(|pending| pending.version).unwrap_or_default()
     }
 
-    /// Whether the changes say all, without a base from a backend or the cache.
+    /// Whether the changes are all that a reader needs, without a base from a backend or the cache.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        !self.passed && self.changes.first().is_some_and(|pending| pending.change.is_full())
+        !self.passed && !self.recovered && self.says_all()
+    }
+
+    /// Whether the changes begin with one that says all.
+    #[must_use]
+    pub fn says_all(&self) -> bool {
+        self.changes.first().is_some_and(|pending| pending.change.is_full())
     }
 
     /// Whether any of the changes goes over a base of this version.
@@ -67,7 +76,7 @@ impl Ledger {
     /// a receipt, or when it is being undone.
     #[must_use]
     pub fn overlay(&self, key: &Key) -> Option<Overlay> {
-        let mut overlay = Overlay { changes: Vec::new(), passed: false };
+        let mut overlay = Overlay::default();
         for version in self.chain(key) {
             let entry = &self.entries[&version];
             let source = match &entry.decision {
@@ -78,11 +87,12 @@ impl Ledger {
             };
             if let Some(change) = source.and_then(|changes| changes.iter().find(|change| change.key() == key)) {
                 if change.is_full() {
-                    overlay = Overlay { changes: Vec::new(), passed: false };
+                    overlay = Overlay::default();
                 }
                 let undo = entry.decision.is_some();
                 overlay.changes.push(Pending { version, change: change.clone(), undo });
                 overlay.passed |= entry.passable;
+                overlay.recovered |= entry.recovered;
             }
         }
         (!overlay.changes.is_empty()).then_some(overlay)

@@ -185,7 +185,7 @@ impl Model {
         let seen = seen.split_off(start);
         let passed = seen.iter().any(|(_, passable)| *passable);
         let changes: Vec<Pending> = seen.into_iter().map(|(pending, _)| pending).collect();
-        (!changes.is_empty()).then_some(Overlay { changes, passed })
+        (!changes.is_empty()).then_some(Overlay { changes, passed, recovered: false })
     }
 
     fn owed(&self, backend: usize) -> usize {
@@ -623,7 +623,7 @@ impl Pair {
         assert_eq!(ledger.compensating(), model.entries.values().filter(|entry| entry.decided.is_some()).count());
         for (version, entry) in &model.entries {
             assert_eq!(ledger.version_of(entry.intent.operation), Some(*version));
-            assert_eq!(ledger.is_held(entry.intent.operation), entry.held);
+            assert_eq!(ledger.is_unsettled(entry.intent.operation), entry.held);
             let dead = entry.legs.contains(&State::Dead);
             match ledger.outcome(entry.intent.operation) {
                 Outcome::DeadLetter { .. } => assert!(dead),
@@ -761,4 +761,111 @@ proptest! {
         }
         pair.finish();
     }
+}
+
+/// A write of `a` that both backends owe, and can take back.
+fn owed_by_both(version: u64) -> Arc<Intent> {
+    let changes: Arc<[Change]> = Arc::from([Change::Put(Record::new("a"))]);
+    let back: Arc<[Change]> = Arc::from([Change::Delete { key: "a".into() }]);
+    Arc::new(Intent {
+        version: Version(version),
+        operation: OperationId::from(7),
+        priority: Priority::Normal,
+        changes,
+        owes: BACKENDS.map(BackendName::from).to_vec(),
+        undo: BACKENDS.map(|name| (name.into(), Arc::clone(&back))).to_vec(),
+    })
+}
+
+#[test]
+fn what_was_taken_back_in_one_backend_is_taken_back_in_all_though_nobody_wrote_why() {
+    let mut ledger = recover(&[
+        JournalRecord::Intent(owed_by_both(1)),
+        JournalRecord::Undone { version: Version(1), backend: "vector".into() },
+    ]);
+    let outcome = ledger.outcome(OperationId::from(7));
+    assert_eq!(outcome, Outcome::Compensating { version: Version(1), owing: vec!["graph".into()] });
+    let step = ledger.take(&"graph".into(), true, 1).pop().expect("graph owes it");
+    ledger.settle(&"graph".into(), &step, &StepResult::Done);
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::RolledBack(Version(1)));
+    assert!(ledger.is_empty());
+}
+
+#[test]
+fn what_became_of_one_try_is_not_said_of_the_next() {
+    let mut ledger = recover(&[JournalRecord::Closed {
+        version: Version(1),
+        operation: OperationId::from(7),
+        ending: Ending::RolledBack,
+    }]);
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::RolledBack(Version(1)));
+    ledger.begin(&owed_by_both(2), &[], false);
+    // Nothing is known of how this one ended.
+    ledger.abandon(Version(2));
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::NotFound);
+}
+
+#[test]
+fn a_remembered_ending_is_forgotten_in_its_turn_and_not_for_an_older_one_of_the_same_operation() {
+    let mut ledger = Ledger::new(QueueConfig { outcomes: 2, ..QueueConfig::default() });
+    let closed = |version: u64, operation: u128| JournalRecord::Closed {
+        version: Version(version),
+        operation: OperationId::from(operation),
+        ending: Ending::Committed,
+    };
+    for (version, operation) in [(1, 7), (2, 8), (3, 7)] {
+        ledger.apply(&closed(version, operation));
+    }
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::Committed(Version(3)));
+    ledger.apply(&closed(4, 9));
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::Committed(Version(3)));
+    ledger.apply(&closed(5, 10));
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::NotFound);
+}
+
+#[test]
+fn what_is_in_doubt_is_not_over_before_it_is_written_down_anew() {
+    let mut ledger = Ledger::new(QueueConfig::default());
+    ledger.begin(&owed_by_both(1), &BACKENDS.map(BackendName::from), true);
+    ledger.doubt(Version(1));
+    for backend in BACKENDS.map(BackendName::from) {
+        ledger.leg(Version(1), &backend, true, false);
+    }
+    ledger.release(Version(1));
+    assert_eq!(ledger.close(Version(1)), None, "a restart may find that it is to be undone");
+    assert!(ledger.is_unsettled(OperationId::from(7)));
+    assert_eq!(ledger.volatile().len(), 1);
+    let closed = ledger.set_durable(Version(1));
+    assert!(matches!(closed, Some(JournalRecord::Closed { ending: Ending::Committed, .. })), "{closed:?}");
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::Committed(Version(1)));
+}
+
+#[test]
+fn what_a_person_gave_up_does_not_come_back_and_blocks_nothing() {
+    let alone = Intent { undo: Vec::new(), ..(*owed_by_both(1)).clone() };
+    let later = Arc::new(Intent { operation: OperationId::from(8), undo: Vec::new(), ..(*owed_by_both(2)).clone() });
+    let (version, backend) = (Version(1), BackendName::from("vector"));
+    let decided =
+        |ending| JournalRecord::Decided { version, cause: backend.clone(), reason: "given up".to_owned(), ending };
+    // The notes that followed the decision were lost.
+    let mut ledger = Ledger::new(QueueConfig::default());
+    for record in [
+        JournalRecord::Intent(Arc::new(alone)),
+        JournalRecord::Done { version, backend: "graph".into() },
+        JournalRecord::DeadLetter { version, backend: backend.clone(), reason: "no".to_owned() },
+        decided(Ending::RolledBack),
+        JournalRecord::Intent(later),
+    ] {
+        ledger.apply(&record);
+    }
+    let letters = ledger.dead_letters();
+    assert!(letters.iter().all(|letter| letter.undo && !letter.retriable) && !letters.is_empty(), "{letters:?}");
+    // Nothing to go back to: trying again changes nothing.
+    ledger.apply(&JournalRecord::Revived { version, backend: "graph".into() });
+    assert_eq!(ledger.dead_letters(), letters);
+    ledger.apply(&decided(Ending::Discarded));
+    let _ = ledger.release_all();
+    assert_eq!(ledger.dead(), 0);
+    assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::Discarded(version));
+    assert_eq!(ledger.take(&"graph".into(), false, 1).len(), 1, "what comes after goes on");
 }

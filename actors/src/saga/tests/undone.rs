@@ -190,6 +190,49 @@ async fn a_decision_that_the_disk_did_not_take_is_not_acted_upon() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_whose_undoing_may_have_been_written_down_is_unknown_until_it_is_written_down_anew() {
+    let rig = Rig::two().await;
+    rig.store("vector").script([Act::Slow(SECOND), Act::Well]);
+    rig.stores.iter().for_each(|store| store.writes(Act::Fail(BackendError::transient("down"))));
+    let write = put("a", 1);
+    let writing = rig.perform(write.clone(), 60 * SECOND);
+    tokio::time::sleep(SECOND / 2).await;
+    rig.tape.fails.store(true, Ordering::SeqCst);
+    let (answer, _) = writing.await.expect("no panic");
+    assert!(matches!(answer, Err(Refusal::Unknown { .. })), "{answer:?}");
+    let workers = rig.workers().await;
+    tokio::time::sleep(5 * SECOND).await;
+    // A crash now could find the decision, whatever this process was told of it: no receipt.
+    let answer = rig.write(write.clone()).await;
+    assert!(matches!(answer, Err(Refusal::Unknown { .. })), "{answer:?}");
+    assert!(matches!(rig.handle().outcome(write.operation), Outcome::Pending { durable: false, .. }));
+    rig.tape.fails.store(false, Ordering::SeqCst);
+    tokio::time::sleep(5 * SECOND).await;
+    let receipt = rig.write(write).await.expect("is owed for certain");
+    assert!(matches!(receipt.held, Held::Queued { .. }), "{receipt:?}");
+    let intents = rig.tape.records().into_iter().filter(|record| matches!(record, JournalRecord::Intent(_)));
+    assert_eq!(intents.count(), 2);
+    drop(workers);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_one_backend_may_have_is_made_to_have_happened_though_no_journal_took_it() {
+    let rig = Rig::one().await;
+    rig.store("engine").writes(Act::LoseReply);
+    rig.tape.fails.store(true, Ordering::SeqCst);
+    let write = put("a", 1);
+    rig.write(write.clone()).await.expect_err("nobody knows");
+    rig.store("engine").writes(down());
+    let answer = rig.write(write.clone()).await;
+    assert!(matches!(answer, Err(Refusal::Unknown { .. })), "still nobody knows: {answer:?}");
+    rig.tape.fails.store(false, Ordering::SeqCst);
+    rig.store("engine").writes(Act::Well);
+    rig.drain(60 * SECOND).await;
+    assert!(matches!(rig.handle().outcome(write.operation), Outcome::Committed(_)));
+    assert_eq!(rig.store("engine").n("a"), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_that_is_dropped_while_its_intent_is_on_its_way_does_not_come_back() {
     let rig = Rig::two().await;
     rig.tape.takes(SECOND);

@@ -1,8 +1,12 @@
-//! Every step of the disk fails once; every byte and every length of a small journal is damaged once.
+//! Every step of the disk fails once; every write is short once; every byte and every length of a small journal is damaged
+//! once.
 //!
 //! `SEAWALL_SWEEP_STEP` sets the stride (1 takes all). The defaults fit the ordinary run.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicI64;
 
@@ -178,31 +182,151 @@ fn fail_once(stage: &Stage, at: i64, trouble: Trouble) -> Vec<Step> {
     let dir = dir.path().join("journal");
     copy_dir(&stage.dir.path().join("journal"), &dir);
     let fault = Troubled::at(at, trouble);
-    let hook: Arc<dyn FaultHook> = fault.clone();
+    go_through(stage, &dir, fault.clone(), &fault.met, &format!("{trouble:?} at step {at}"));
+    fault.met.lock().unwrap().clone()
+}
+
+/// Does a stretch on a disk with a fault in it, and compares what it leaves with what was acknowledged.
+fn go_through(stage: &Stage, dir: &Path, hook: Arc<dyn FaultHook>, met: &Mutex<Vec<Step>>, what: &str) {
+    let what = format!("{what} of stretch {}", stage.number);
     let mut history = stage.history.clone();
-    match SledJournal::open_with_faults(&dir, small(), OnDamage::Refuse, Some(hook)) {
+    match SledJournal::open_with_faults(dir, small(), OnDamage::Refuse, Some(hook)) {
         Ok((journal, recovered)) => {
             assert!(recovered.loss.is_empty());
             let (acknowledged, failed) = stretch(&journal, stage.number);
-            assert!(failed <= 3, "{failed} appends failed for one trouble");
+            assert!(failed <= 3, "{failed} appends failed for one trouble, {what}");
             history.extend(acknowledged);
             close(journal);
         }
         Err(JournalOpenError::Io { .. }) => {}
         // A sector that cannot be read is damage, for all that an open can know. Refused, it costs nothing.
-        Err(JournalOpenError::Damaged { .. }) if fault.met.lock().unwrap().contains(&Step::Read) => {}
-        Err(error) => panic!("step {at} of stretch {}, {trouble:?}: {error}", stage.number),
+        Err(JournalOpenError::Damaged { .. }) if met.lock().unwrap().contains(&Step::Read) => {}
+        Err(error) => panic!("{what}: {error}"),
     }
-    let (journal, found) = opened(&dir, &small());
+    let (journal, found) = opened(dir, &small());
     let expected = needed(&history, 3);
     let (found, found_up_to) = apart(found);
     let (expected, up_to) = apart(expected);
-    assert_eq!(found, expected, "step {at} of stretch {}, {trouble:?}", stage.number);
+    assert_eq!(found, expected, "{what}");
     // A reservation whose append failed may be kept all the same: it costs a few of 2^64 versions.
-    assert!(found_up_to >= up_to, "step {at} of stretch {}, {trouble:?}", stage.number);
+    assert!(found_up_to >= up_to, "{what}");
     append(&journal, vec![intent(9_999, 1)]).unwrap();
     close(journal);
-    fault.met.lock().unwrap().clone()
+}
+
+/// How much of a write reaches the file.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Nothing,
+    OneByte,
+    Half,
+    AllButOneByte,
+    All,
+}
+
+impl Part {
+    const EACH: [Self; 5] = [Self::Nothing, Self::OneByte, Self::Half, Self::AllButOneByte, Self::All];
+
+    fn of(self, bytes: usize) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::OneByte => 1.min(bytes),
+            Self::Half => bytes / 2,
+            Self::AllButOneByte => bytes.saturating_sub(1),
+            Self::All => bytes,
+        }
+    }
+}
+
+/// A disk on which the n-th write, of rows or of the mark, is short: a part of it reaches the file, and then there is no
+/// space left.
+///
+/// What sled writes is not known before it has. So what a commit wrote is taken back from behind, to the part, before
+/// the sync, which then fails in place of the write.
+struct Short {
+    dir: PathBuf,
+    countdown: AtomicI64,
+    part: Part,
+    /// The file of rows as it was before the last flush.
+    before: Mutex<Vec<u8>>,
+    met: Mutex<Vec<Step>>,
+}
+
+impl Short {
+    fn rows(&self) -> PathBuf {
+        let newest = generation::list(&self.dir).unwrap().pop().unwrap_or_default();
+        generation::path(&self.dir, newest).join("db")
+    }
+
+    fn take_back_rows(&self) {
+        let (path, before) = (self.rows(), self.before.lock().unwrap());
+        let after = std::fs::read(&path).unwrap();
+        let changed = |at: &usize| before.get(*at) != after.get(*at);
+        let Some(first) = (0..after.len()).find(changed) else { return };
+        let last = (first..after.len()).rfind(changed).unwrap_or(first);
+        let from = first + self.part.of(last + 1 - first);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(before.get(from..).unwrap_or_default(), from as u64).unwrap();
+        file.set_len(from.max(before.len()) as u64).unwrap();
+    }
+
+    /// The older slot is the one that is written to.
+    fn write_part_of_mark(&self) {
+        let path = self.dir.join("mark");
+        let Ok(bytes) = std::fs::read(&path) else { return };
+        let at = if bytes[4..28] <= bytes[516..540] { 0 } else { 512 };
+        let mut slot = bytes[512 - at..512 - at + 32].to_vec();
+        // The next row, and not yet its checksum.
+        slot[11] = slot[11].wrapping_add(1);
+        let part = self.part.of(28);
+        File::options().write(true).open(path).unwrap().write_all_at(&slot[..part], at as u64).unwrap();
+    }
+}
+
+impl FaultHook for Short {
+    fn before(&self, step: Step) -> io::Result<()> {
+        if step == Step::Flush {
+            *self.before.lock().unwrap() = std::fs::read(self.rows()).unwrap_or_default();
+        }
+        let writes = matches!(step, Step::Sync | Step::Mark);
+        if !writes || self.countdown.fetch_sub(1, Ordering::SeqCst) != 0 {
+            return Ok(());
+        }
+        self.met.lock().unwrap().push(step);
+        if step == Step::Sync {
+            self.take_back_rows()
+        } else {
+            self.write_part_of_mark()
+        }
+        Err(io::Error::from_raw_os_error(28))
+    }
+}
+
+/// Trap 19, for writes that are short: of the n-th write only a part is there. It is not acknowledged, harms nothing
+/// before it, and does not come alive.
+#[test]
+fn trap_19_whichever_write_is_short_nothing_acknowledged_is_lost() {
+    const STEPS: i64 = 2_000;
+    let stages = stages(STEPS);
+    // Two of five steps write.
+    let every = stages.iter().flat_map(|stage| (0..stage.steps * 2 / 5).map(move |at| (stage, at)));
+    let cases: Vec<_> = every.enumerate().step_by(stride(1)).collect();
+    let met: Mutex<BTreeMap<String, usize>> = Mutex::default();
+    in_parallel(&cases, 12, |(n, (stage, at))| {
+        let dir = scratch();
+        let dir = dir.path().join("journal");
+        copy_dir(&stage.dir.path().join("journal"), &dir);
+        let (countdown, part) = (AtomicI64::new(*at), Part::EACH[n % Part::EACH.len()]);
+        let short =
+            Arc::new(Short { dir: dir.clone(), countdown, part, before: Mutex::default(), met: Mutex::default() });
+        go_through(stage, &dir, short.clone(), &short.met, &format!("{part:?} of write {at}"));
+        for step in short.met.lock().unwrap().iter() {
+            *met.lock().unwrap().entry(format!("{step:?}")).or_default() += 1;
+        }
+    });
+    let met = met.into_inner().unwrap();
+    println!("{} short writes: {met:?}", cases.len());
+    assert!(["Sync", "Mark"].iter().all(|step| met.contains_key(*step)), "not every write was short: {met:?}");
 }
 
 /// A closed journal of few records, all of them needed, in one generation; one record takes several rows.
