@@ -10,7 +10,7 @@ use seawall::backends::{
 };
 use seawall::config::Config;
 use seawall::fallback::{JournalFallback, Mode};
-use seawall::ledger::MemoryJournal;
+use seawall::ledger::{Journal as _, JournalError, MemoryJournal};
 use seawall::operation::{Held, Outcome, Version, Write};
 use seawall::{Refusal, Runtime};
 use support::{History, PATIENCE, Rig, Site, hasty, is_pending, n, properties, record, refused, until};
@@ -273,6 +273,21 @@ async fn owed_work_is_found_in_the_records_of_a_recording_memory_journal() {
         assert_eq!(n(vector.record(format!("k{k}")).await), expected);
     }
     assert!(!dir.path().join("unused").exists(), "nothing is kept on disk beside a journal that was given");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_that_says_that_the_journal_is_closed_has_closed_it() {
+    let journal = Arc::new(MemoryJournal::recording());
+    let dir = tempfile::tempdir().expect("a directory");
+    let builder = Runtime::builder()
+        .data_dir(dir.path().join("unused"))
+        .shared_backend(Site::graph().backend as _)
+        .journal(Arc::clone(&journal) as _, Vec::new());
+    let runtime = builder.start().await.expect("starts");
+    runtime.handle().store(record("a", 1)).await.expect("is stored");
+    assert!(runtime.shutdown().await.journal_closed);
+    let late = journal.append(Vec::new()).await.expect("it answers");
+    assert_eq!(late, Err(JournalError::Closed));
 }
 
 /// And on a real disk, with real stores on it, in real time.

@@ -160,6 +160,19 @@ async fn a_write_that_is_rejected_is_parked_and_holds_up_nobody() {
     assert_eq!(rig.store("engine").n("k000"), Some(7));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_rejected_write_was_to_replace_gets_its_own_turn() {
+    let rig = owing(0, Settings::default()).await;
+    for n in [1, 2] {
+        rig.put("a", n).await.expect("is queued");
+    }
+    rig.store("engine").script([Act::Fail(BackendError::permanent("too wide"))]);
+    rig.mode(Mode::QueueWrites).await;
+    rig.drain(SECOND).await;
+    assert_eq!((rig.store("engine").n("a"), rig.store("engine").calls()), (Some(1), 2));
+    assert_eq!((owed(&rig), rig.handle().dead_letters().len()), (1, 1));
+}
+
 /// A store that cannot take what it is given under one key, and does not say why.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_only_ever_fails_holds_up_nobody_for_good() {

@@ -307,3 +307,19 @@ impl Iterator for Rows<'_> {
         row
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hooks only see that a sync is about to be asked for. This one is asked of what cannot be synced.
+    #[cfg(unix)]
+    #[test]
+    fn a_sync_is_asked_of_the_file_and_its_answer_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut db = GuardedDb::open(dir.path(), GuardOptions::append_only()).unwrap();
+        db.file = File::open("/dev/null").unwrap();
+        assert!(matches!(db.sync(), Err(GuardError::Failed { step: Step::Sync, .. })));
+        assert_eq!(db.sync(), Err(GuardError::Poisoned));
+    }
+}

@@ -132,6 +132,27 @@ fn a_failed_step_poisons_until_the_reopen() {
     }
 }
 
+/// Fails the n-th step of a kind, and no other.
+struct FailOnce(Step, AtomicU32);
+
+impl FaultHook for FailOnce {
+    fn before(&self, step: Step) -> io::Result<()> {
+        let fails = step == self.0 && self.1.fetch_sub(1, Ordering::SeqCst) == 1;
+        if fails { Err(io::Error::other("injected")) } else { Ok(()) }
+    }
+}
+
+/// After a sync that failed, the next one may succeed without having written anything.
+#[test]
+fn a_failed_sync_is_never_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let fault: Arc<dyn FaultHook> = Arc::new(FailOnce(Step::Sync, AtomicU32::new(2)));
+    let db = GuardedDb::open(dir.path(), GuardOptions { fault: Some(fault), ..options() }).unwrap();
+    assert!(matches!(db.commit(row(1, b"one")), Err(GuardError::Failed { step: Step::Sync, .. })));
+    assert_eq!(db.sync(), Err(GuardError::Poisoned));
+    assert_eq!(db.commit(row(2, b"two")), Err(GuardError::Poisoned));
+}
+
 #[test]
 fn a_snapshot_that_was_never_finished_does_not_brick_the_store() {
     let dir = tempfile::tempdir().unwrap();

@@ -193,6 +193,7 @@ async fn errors_are_judged_by_their_verdict_unless_they_are_excluded() {
     rig.admit().settle_result(&Ok::<_, BackendError>(7));
     let seen = rig.breaker.snapshot();
     assert_eq!((seen.state, seen.successful, seen.ignored), (BreakerState::Closed, 4, 1));
+    assert_eq!((seen.admitted, seen.in_flight, seen.cancelled), (5, 0, 0), "each reports once");
     settle(BackendError::unknown("secret payload").with_code("reset"));
     assert_eq!(rig.state(), BreakerState::Open);
     let explained = rig.breaker.explain();

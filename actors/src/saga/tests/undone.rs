@@ -56,6 +56,20 @@ async fn a_compensation_whose_store_is_down_is_owed_until_it_is_done() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_compensation_leaves_an_open_breaker_alone() {
+    let rig = Rig::two().await;
+    rig.store("vector").script([Act::Fail(BackendError::permanent("too wide"))]);
+    rig.store("graph").script([Act::Well]);
+    rig.store("graph").writes(down());
+    rig.put("a", 1).await.expect_err("is refused");
+    rig.gate("graph").breaker.force_open("a test", None);
+    let before = rig.store("graph").calls();
+    rig.drain(600 * SECOND).await;
+    assert_eq!(rig.store("graph").calls(), before);
+    assert_eq!(rig.plane.ledger().owed(&"graph".into()), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_behind_a_compensation_goes_as_soon_as_that_is_done() {
     let rig = Rig::two().await;
     rig.store("vector").script([Act::Fail(BackendError::permanent("too wide"))]);
@@ -85,6 +99,21 @@ async fn a_compensation_never_overwrites_a_newer_write() {
     rig.drain(60 * SECOND).await;
     assert_eq!(rig.store("graph").n("a"), Some(3));
     assert!(rig.plane.ledger().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_is_undone_leaves_what_another_writer_of_its_key_was_told_is_stored() {
+    let rig = Rig::two().await;
+    rig.put("a", 1).await.expect("is stored");
+    // Were the third begun before the second has ended, it would read the first, and put that back.
+    rig.store("graph").script([Act::Slow(SECOND)]);
+    rig.store("vector").script([Act::Slow(SECOND), Act::Fail(BackendError::permanent("too wide"))]);
+    let second = rig.perform(put("a", 2), 60 * SECOND);
+    tokio::time::sleep(SECOND / 2).await;
+    let third = rig.perform(put("a", 3), 60 * SECOND);
+    second.await.expect("no panic").0.expect("is stored");
+    third.await.expect("no panic").0.expect_err("is refused");
+    assert_eq!((rig.store("graph").n("a"), rig.store("vector").n("a")), (Some(2), Some(2)));
 }
 
 #[tokio::test(start_paused = true)]

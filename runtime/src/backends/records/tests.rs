@@ -236,13 +236,16 @@ async fn a_compensation_that_comes_first_keeps_its_write_from_landing_later() {
 
 #[tokio::test(start_paused = true)]
 async fn a_batch_with_one_bad_change_changes_nothing() {
-    let store = VectorBackend::in_memory(VectorConfig::default());
-    let records = [Record::new("a").with_embedding([1.0, 2.0]), Record::new("b").with_embedding([1.0])];
-    let batch = write(1, Fence::Write, records.map(Change::Put));
-    let error = store.apply(&batch).await.expect_err("the dimensions differ");
-    assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::Permanent, Some("wrong_dimension")));
-    assert_eq!(get(&store, "a").await, None);
-    store.apply(&put(2, Record::new("b").with_embedding([1.0]))).await.expect("nothing settled the dimension");
+    let dir = tempfile::tempdir().expect("a directory");
+    let on_disk = VectorBackend::open_blocking(dir.path(), VectorConfig::default()).expect("opens");
+    for store in [VectorBackend::in_memory(VectorConfig::default()), on_disk] {
+        let records = [Record::new("a").with_embedding([1.0, 2.0]), Record::new("b").with_embedding([1.0])];
+        let batch = write(1, Fence::Write, records.map(Change::Put));
+        let error = store.apply(&batch).await.expect_err("the dimensions differ");
+        assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::Permanent, Some("wrong_dimension")));
+        assert_eq!(get(&store, "a").await, None);
+        store.apply(&put(2, Record::new("b").with_embedding([1.0]))).await.expect("nothing settled the dimension");
+    }
 }
 
 #[tokio::test]
@@ -325,7 +328,10 @@ async fn a_directory_in_use_is_told_by_its_name() {
 async fn rows_that_went_missing_are_found_at_the_next_open() {
     type Row = Vec<u8>;
     type Lose = fn(&[Row]) -> Vec<Row>;
-    let lose: [Lose; 5] = [
+    let lose: [Lose; 7] = [
+        // A record whole, and all of them: only the ledger knows.
+        |records| records[2..4].to_vec(),
+        |records| records.to_vec(),
         |records| vec![records[0].clone()],
         |records| vec![records[1].clone()],
         |records| records[records.len() - 1..].to_vec(),

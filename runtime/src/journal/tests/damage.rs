@@ -171,6 +171,20 @@ fn a_journal_that_is_open_is_locked() {
     assert_eq!(opened(dir.path(), &impatient).1.len(), 2);
 }
 
+/// Trap 24: it has no generation open, and may be about to move some aside.
+#[test]
+fn whoever_is_still_opening_a_journal_holds_others_off() {
+    let dir = scratch();
+    close(opened(dir.path(), &small()).0);
+    let opener = fs::File::open(dir.path().join("lock")).unwrap();
+    opener.lock().unwrap();
+    let impatient = JournalConfig { lock_patience: Duration::ZERO, ..small() };
+    let second = SledJournal::open(dir.path(), impatient.clone(), OnDamage::Refuse);
+    assert!(matches!(second, Err(JournalOpenError::Locked { .. })));
+    opener.unlock().unwrap();
+    opened(dir.path(), &impatient);
+}
+
 #[test]
 fn an_interrupted_repair_is_done_again() {
     let dir = scratch();

@@ -1,6 +1,8 @@
 //! Generations: rolling, removing, carrying forward.
 
 use std::fs;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::guard::Step;
@@ -72,6 +74,47 @@ fn entries_that_end_while_they_are_carried_do_not_come_back() {
     close(journal);
     let expected: Vec<_> = (53..60).map(|round| intent(round * 10, 10)).collect();
     assert_eq!(opened(dir.path(), &config).1, expected);
+}
+
+/// Holds the thread that reads back, as a slow disk does.
+#[derive(Default)]
+struct SlowToReadBack {
+    began: AtomicBool,
+    may_go_on: AtomicBool,
+}
+
+impl FaultHook for SlowToReadBack {
+    fn before(&self, step: Step) -> io::Result<()> {
+        if step == Step::Read && std::thread::current().name() == Some("seawall-journal-carry") {
+            self.began.store(true, Ordering::SeqCst);
+            until(|| self.may_go_on.load(Ordering::SeqCst));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn the_copy_of_an_entry_that_ended_meanwhile_does_not_outlive_its_end() {
+    let dir = scratch();
+    let config = JournalConfig { outcomes: 0, ..small() };
+    let disk = Arc::new(SlowToReadBack::default());
+    let hook = Arc::clone(&disk) as Arc<dyn FaultHook>;
+    let (journal, _) = SledJournal::open_with_faults(dir.path(), config.clone(), OnDamage::Refuse, Some(hook)).unwrap();
+    let users = Arc::strong_count(&disk);
+    let pass = |version: u64| append(&journal, vec![intent(version, 1), closed(version)]).unwrap();
+    append(&journal, vec![intent(1, 1)]).unwrap();
+    (100..140).for_each(pass);
+    until(|| disk.began.load(Ordering::SeqCst));
+    // It ends where the copy will not be, and an open entry keeps what comes after.
+    append(&journal, vec![closed(1)]).unwrap();
+    (200..220).for_each(pass);
+    append(&journal, vec![intent(2, 1)]).unwrap();
+    disk.may_go_on.store(true, Ordering::SeqCst);
+    // The reader lets go of the disk when it has sent all copies.
+    until(|| Arc::strong_count(&disk) == users);
+    (300..302).for_each(pass);
+    close(journal);
+    assert_eq!(opened(dir.path(), &config).1, [intent(2, 1)]);
 }
 
 #[test]
