@@ -66,6 +66,19 @@ impl Site {
         tokio::time::timeout(Duration::from_secs(60), drained).await.is_ok()
     }
 
+    /// The breakers that lost count of a call: every admitted one has come to something, or is still out.
+    pub fn miscounts(&self) -> Vec<String> {
+        let control = self.runtime.control();
+        let snapshots = ["graph", "vector"].into_iter().filter_map(|name| Some(control.breaker(name).ok()?.snapshot()));
+        snapshots
+            .filter(|s| {
+                let out = s.successful + s.failed + s.ignored + s.cancelled + s.panicked + s.expired + s.in_flight;
+                s.admitted != out || s.total_requests != s.admitted + s.rejected
+            })
+            .map(|snapshot| format!("calls went missing: {snapshot:?}"))
+            .collect()
+    }
+
     /// Stops in order and lets go of the directory.
     pub async fn close(self) {
         self.runtime.shutdown().await;

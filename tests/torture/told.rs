@@ -35,6 +35,8 @@ pub struct Figures {
     pub resurrected: u64,
     /// Reads that gave less than what was acknowledged, and whatever else a writer saw.
     pub misread: u64,
+    /// Breakers whose counts of calls do not add up: admitted, and what became of those.
+    pub miscounted: u64,
     /// Directories that did not open, or were never drained.
     pub open_failures: u64,
 }
@@ -42,8 +44,8 @@ pub struct Figures {
 impl Figures {
     /// Whether every promise was kept.
     pub fn is_clean(&self) -> bool {
-        let Self { lost, duplicated, reordered, revived, resurrected, misread, open_failures, .. } = *self;
-        [lost, duplicated, reordered, revived, resurrected, misread, open_failures] == [0; 7]
+        let Self { lost, duplicated, reordered, revived, resurrected, misread, miscounted, open_failures, .. } = *self;
+        [lost, duplicated, reordered, revived, resurrected, misread, miscounted, open_failures] == [0; 8]
     }
 }
 
@@ -59,6 +61,7 @@ impl AddAssign<&Self> for Figures {
         self.revived += other.revived;
         self.resurrected += other.resurrected;
         self.misread += other.misread;
+        self.miscounted += other.miscounted;
         self.open_failures += other.open_failures;
     }
 }
@@ -157,6 +160,9 @@ impl Told {
                 self.figures.recovered += site.runtime.handle().status().owed as u64;
                 if site.quiet().await {
                     self.compare(&site).await;
+                    let miscounts = site.miscounts();
+                    self.figures.miscounted += miscounts.len() as u64;
+                    self.problems.extend(miscounts);
                 } else {
                     self.figures.open_failures += 1;
                     self.problems.push(format!("never drained: {:?}", site.runtime.handle().status()));
