@@ -35,8 +35,11 @@ use tokio::time::timeout;
 use weather::{Flaw, Weather};
 use world::World;
 
-/// Seeds that found something once.
-const REGRESSIONS: &[u64] = &[];
+/// Seeds that found something once. Each finding has a test of its own; these are its neighbourhood.
+const REGRESSIONS: &[u64] = &[
+    579, 638, 1_570, 1_613, 11_372, 16_450, 18_643, 1_004_680, 1_017_877, 1_018_249, 1_029_146, 2_001_904, 2_007_445,
+    2_014_579, 3_000_000, 3_004_810, 3_007_684, 10_006_787, 10_044_310, 10_069_569, 10_404_294, 10_422_768,
+];
 
 /// Longer than any run may take.
 const FOR_EVER: Duration = Duration::from_secs(48 * 3_600);
