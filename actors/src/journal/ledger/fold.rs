@@ -82,7 +82,9 @@ impl Ledger {
         let Some(entry) = self.entries.get_mut(&version) else { return false };
         entry.durable = true;
         let waited = std::mem::take(&mut entry.doubtful);
-        self.refresh_all(version);
+        if waited {
+            self.refresh_all(version);
+        }
         waited
     }
 
