@@ -15,7 +15,7 @@ use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Plan, WriteRule};
 use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult, appended};
-use crate::operation::{Change, Held, OperationId, Outcome, Receipt, Version, Write};
+use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
 use crate::plane::{DataPlane, Store};
 use crate::record::Key;
 use crate::saga::{Durability, Failure, LegEnd, SagaConfig, Verdict, verdict};
@@ -57,10 +57,9 @@ struct Leg {
 }
 
 /// The saga's hold on its entry in the ledger. When it goes, also by a panic, the drain may finish what is left; an
-/// entry that no backend has seen and that is not written down is gone with it.
+/// entry that no backend has seen and that is not known to be written down is over with it.
 struct Hold<'a> {
     plane: &'a DataPlane,
-    operation: OperationId,
     version: Version,
     changes: &'a [Change],
     /// No backend was touched, and the entry is not known to be durable: nobody may finish it.
@@ -72,10 +71,8 @@ struct Hold<'a> {
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         if self.untouched {
-            self.plane.ledger().abandon(self.version);
-            // Should the disk have the intent after all, it is over. Until this is written, nobody knows.
-            let (version, operation) = (self.version, self.operation);
-            self.plane.note(vec![JournalRecord::Closed { version, operation, ending: Ending::RolledBack }]);
+            self.plane.ledger().doom(self.version);
+            self.plane.unwritten.notify_one();
             return;
         }
         if !self.remembered {
@@ -284,8 +281,7 @@ impl Operation {
             ledger.begin(&intent, &now, false);
         }
         let changes = &*self.changes;
-        let (plane, operation) = (&*self.plane, self.write.operation);
-        let mut hold = Hold { plane, operation, version, changes, untouched: strict, remembered: false };
+        let mut hold = Hold { plane: &self.plane, version, changes, untouched: strict, remembered: false };
         self.note_progress(|progress| (progress.begun, progress.rule) = (Some(version), Some(rule.clone())));
         self.plane.sagas.begun();
 

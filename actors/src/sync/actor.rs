@@ -213,14 +213,18 @@ const PROMOTE_AGAIN: Duration = Duration::from_secs(1);
 async fn promote(plane: Arc<DataPlane>) {
     let mut plans = plane.fallback.plan().subscribe();
     loop {
-        let durable = {
+        let (healthy, keeps) = {
             let plan = plans.borrow_and_update();
-            plan.mode != Mode::MemoryOnly && plan.journal == JournalHealth::Healthy
+            (plan.journal == JournalHealth::Healthy, plan.mode != Mode::MemoryOnly)
         };
         let mut again = false;
-        if durable {
+        if healthy {
             let volatile = plane.ledger().volatile();
             for intent in volatile {
+                // Whatever the mode, doubts are cleared.
+                if !keeps && !plane.ledger().is_unsettled(intent.operation) {
+                    continue;
+                }
                 let Some(append) = write_down(&plane, intent.version) else { continue };
                 if appended(append).await.is_ok() {
                     let waited = plane.ledger().set_durable(intent.version);

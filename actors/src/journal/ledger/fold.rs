@@ -72,14 +72,27 @@ impl Ledger {
         }
     }
 
-    /// Forgets an entry that was begun and could not be written down.
+    /// An entry that was begun and touched nothing is over, though the disk may have its intent. It stays until its end
+    /// is written down.
+    pub fn doom(&mut self, version: Version) {
+        if let Some(entry) = self.entries.get_mut(&version) {
+            (entry.doubtful, entry.doomed) = (true, true);
+        }
+        self.release(version);
+    }
+
+    /// Forgets an entry that was begun and never written down.
     pub fn abandon(&mut self, version: Version) {
         self.remove(version);
     }
 
-    /// The entry is written down. Says whether that was what it waited for.
+    /// The entry is written down, or that it is over. Says whether that was what it, or another, waited for.
     pub fn set_durable(&mut self, version: Version) -> bool {
         let Some(entry) = self.entries.get_mut(&version) else { return false };
+        if entry.doomed {
+            self.records_of(version).iter().for_each(|over| self.apply(over));
+            return true;
+        }
         entry.durable = true;
         let waited = std::mem::take(&mut entry.doubtful);
         if waited {
@@ -255,6 +268,7 @@ impl Ledger {
             passable: false,
             recovered: !held,
             doubtful: false,
+            doomed: false,
             bytes,
         };
         self.entries.insert(version, entry);

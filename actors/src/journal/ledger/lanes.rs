@@ -196,7 +196,8 @@ impl Ledger {
             for later in self.chain(change.key()).filter(|later| *later > version) {
                 let candidate = &self.entries[&later];
                 // Never past an entry of several keys: its changes belong together.
-                let plain = candidate.intent.changes.len() == 1 && !candidate.held && candidate.decision.is_none();
+                let waits = candidate.held || candidate.doubtful;
+                let plain = candidate.intent.changes.len() == 1 && !waits && candidate.decision.is_none();
                 match candidate.leg(backend).map(|leg| &leg.state) {
                     Some(LegState::Owed) if plain => {}
                     Some(LegState::Done | LegState::Undone | LegState::Dead(_)) | None => continue,

@@ -124,6 +124,9 @@ struct Entry {
     /// down anew nobody knows how it ends, and nothing is done for it: a restart may decide otherwise, and does not
     /// know of what happened since.
     doubtful: bool,
+    /// It is over before it began, in doubt only because the disk may have its intent. Nothing of its keys passes it
+    /// before its end is written down: a restart would put it in its place.
+    doomed: bool,
     bytes: usize,
 }
 
@@ -357,10 +360,14 @@ impl Ledger {
             .collect()
     }
 
-    /// The records that say all about an entry, for writing it down anew.
+    /// The records that say all about an entry, for writing it down anew; of one that is doomed, that it is over.
     #[must_use]
     pub fn records_of(&self, version: Version) -> Vec<JournalRecord> {
         let Some(entry) = self.entries.get(&version) else { return Vec::new() };
+        if entry.doomed {
+            let operation = entry.intent.operation;
+            return vec![JournalRecord::Closed { version, operation, ending: Ending::RolledBack }];
+        }
         let mut records = vec![JournalRecord::Intent(Arc::clone(&entry.intent))];
         let backend = |leg: &Leg| leg.backend.clone();
         for leg in entry.legs.iter().filter(|leg| leg.died && !matches!(leg.state, LegState::Dead(_))) {

@@ -80,7 +80,7 @@ impl Ledger {
         for version in self.chain(key) {
             let entry = &self.entries[&version];
             let source = match &entry.decision {
-                None if entry.held && !entry.acknowledged => continue,
+                None if entry.doomed || (entry.held && !entry.acknowledged) => continue,
                 None => Some(&entry.intent.changes),
                 // Being undone: readers see what was there before.
                 Some(_) => entry.intent.undo.first().map(|(_, changes)| changes),

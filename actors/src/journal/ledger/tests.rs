@@ -841,6 +841,25 @@ fn nothing_is_done_for_what_is_in_doubt_before_it_is_written_down_anew() {
 }
 
 #[test]
+fn what_is_in_doubt_goes_in_place_of_nothing_older() {
+    for doom in [false, true] {
+        let mut ledger = Ledger::new(QueueConfig::default());
+        let older = Intent { operation: OperationId::from(8), ..(*owed_by_both(1)).clone() };
+        ledger.begin(&Arc::new(older), &[], true);
+        ledger.release(Version(1));
+        ledger.begin(&owed_by_both(2), &[], false);
+        if doom {
+            ledger.doom(Version(2));
+        } else {
+            ledger.doubt(Version(2));
+            ledger.release(Version(2));
+        }
+        let step = ledger.take(&"graph".into(), false, 9).pop().expect("the older one is owed");
+        assert_eq!((step.version, step.supersedes), (Version(1), Vec::new()));
+    }
+}
+
+#[test]
 fn what_a_person_gave_up_does_not_come_back_and_blocks_nothing() {
     let alone = Intent { undo: Vec::new(), ..(*owed_by_both(1)).clone() };
     let later = Arc::new(Intent { operation: OperationId::from(8), undo: Vec::new(), ..(*owed_by_both(2)).clone() });
