@@ -247,3 +247,16 @@ async fn a_best_effort_store_that_hangs_is_not_told_without_end() {
     tokio::task::yield_now().await;
     assert!(rig.plane.tasks.running() <= 300, "{}", rig.plane.tasks.running());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_search_says_what_its_store_had_not_been_given_when_it_was_asked() {
+    let rig = Rig::two().await;
+    rig.mode(Mode::LocalStorage).await;
+    rig.put("a", 1).await.expect("is queued");
+    rig.mode(Mode::QueueWrites).await;
+    rig.stores.iter().for_each(|store| store.reads(Act::Slow(2 * SECOND)));
+    let handle = rig.handle();
+    let (found, ()) = tokio::join!(handle.search(Search::near(vec![1.0_f32])), rig.drain(SECOND));
+    assert!(rig.plane.ledger().is_empty(), "drained before the answer came");
+    assert_eq!(found.expect("is found").pending, 1);
+}
