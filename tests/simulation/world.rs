@@ -171,6 +171,10 @@ impl World {
             }
         };
         let seen = verdict::follow(&runtime, &self.scene, &life);
+        // Nobody tells of those that were there before.
+        for letter in runtime.handle().dead_letters() {
+            self.scene.history.parked(letter.operation);
+        }
         let mut process = Process { runtime, life, disk, seen, clients: JoinSet::new(), _committer: committer };
         self.send_clients(&mut process);
         Ok(process)
