@@ -298,7 +298,9 @@ impl History {
             let effect = match outcome {
                 // The end of a write to a single store is not durable: of an earlier try more may be known than of it.
                 Outcome::Committed(version) => Some(operation.held.filter(|_| !remembers).unwrap_or(version)),
-                Outcome::RolledBack(version) if !remembers && operation.held > Some(version) => operation.held,
+                Outcome::RolledBack(version) if !remembers => {
+                    operation.held.or_else(|| in_effect(stores, *id)).filter(|newer| *newer > version)
+                }
                 Outcome::NotFound if !remembers => operation.held.or_else(|| in_effect(stores, *id)),
                 _ => None,
             };
@@ -315,7 +317,7 @@ impl History {
             }
             let Some(version) = effect else { continue };
             // Of what nobody ever confirmed, a part may have come too late.
-            let confirmed = operation.held.is_some() || outcome != Outcome::NotFound;
+            let confirmed = operation.held.is_some() || matches!(outcome, Outcome::Committed(_));
             let landed = |change: &&Change| confirmed || went_over(stores, *id, version, change.key());
             for change in operation.changes.iter().filter(landed) {
                 let of_key = effects.entry(change.key().clone()).or_default();

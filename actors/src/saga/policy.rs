@@ -50,6 +50,17 @@ pub enum LegEnd {
     Failed(Failure),
 }
 
+impl LegEnd {
+    /// Whether the backend has nothing of the write for certain.
+    pub(super) fn is_without_effect(&self) -> bool {
+        match self {
+            Self::Done => false,
+            Self::Owed => true,
+            Self::Failed(failure) => failure.happened == Happened::No,
+        }
+    }
+}
+
 /// How the saga ends for its caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {

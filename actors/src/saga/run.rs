@@ -306,6 +306,10 @@ impl Operation {
                 && let Some((cause, failure)) = first_not_done(ends)
             {
                 self.note_progress(|progress| progress.concluded = true);
+                hold.untouched = ends.iter().all(|(_, end)| end.is_without_effect());
+                if hold.untouched {
+                    return Err(Refusal::Unknown { operation: self.write.operation });
+                }
                 self.settle(version, ends);
                 self.roll_back(version, &cause, &failure, false).await?;
                 return Err(Refusal::Unknown { operation: self.write.operation });
