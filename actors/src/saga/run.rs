@@ -1,25 +1,27 @@
 //! One write, from its admission to its receipt, as one task.
 
+mod durable;
 mod legs;
 mod told;
+mod undo;
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::join_all;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
+use self::durable::Hold;
 use crate::backend::{BackendError, BackendName, Fence, FencedWrite, Happened, Stored};
 use crate::breaker::{OwnedLease as Lease, Purpose};
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Plan, WriteRule};
-use crate::journal::{Ending, Full, Intent, JournalError, JournalHealth, JournalRecord, StepResult, appended};
+use crate::journal::{Full, Intent, JournalHealth, JournalRecord};
 use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
 use crate::plane::{DataPlane, Store};
 use crate::record::Key;
 use crate::saga::{Durability, Failure, LegEnd, SagaConfig, Verdict, verdict};
-use crate::sync::lane;
 
 /// One write on its way.
 pub struct Operation {
@@ -54,41 +56,6 @@ struct Leg {
     /// The permission for the next call, where one is left from the admission.
     lease: Option<Lease>,
     undo: Option<Arc<[Change]>>,
-}
-
-/// The saga's hold on its entry in the ledger. When it goes, also by a panic, the drain may finish what is left; an
-/// entry that no backend has seen and that is not known to be written down is over with it.
-struct Hold<'a> {
-    plane: &'a DataPlane,
-    version: Version,
-    changes: &'a [Change],
-    /// No backend was touched, and the entry is not known to be durable: nobody may finish it.
-    untouched: bool,
-    /// The cache knows how the write ended.
-    remembered: bool,
-}
-
-impl Drop for Hold<'_> {
-    fn drop(&mut self) {
-        if self.untouched {
-            self.plane.ledger().doom(self.version);
-            self.plane.unwritten.notify_one();
-            return;
-        }
-        if !self.remembered {
-            // Nobody knows how it ends, so what was there before may not be there any more.
-            for change in self.changes {
-                self.plane.fallback.cache().invalidate(change.key(), self.version);
-            }
-        }
-        if self.plane.ledger().release(self.version) {
-            self.plane.work.send_replace(());
-        }
-        // The mode may have changed meanwhile to one that keeps what this one did not.
-        if self.plane.ledger().is_volatile(self.version) {
-            self.plane.unwritten.notify_one();
-        }
-    }
 }
 
 impl Operation {
@@ -413,111 +380,6 @@ impl Operation {
                 });
                 Err(give_up(cause, failure))
             }
-        }
-    }
-
-    /// Decides that the write is undone, durably, and undoes what can be undone while the caller waits.
-    async fn roll_back(
-        &self,
-        version: Version,
-        cause: &BackendName,
-        failure: &Failure,
-        durable: bool,
-    ) -> Result<(), Refusal> {
-        let operation = self.write.operation;
-        if durable {
-            // Nothing is undone before a crash would remember why: read back without the decision, the write goes
-            // forward, and no store takes it over its own compensation. So without it, it does go forward.
-            let decided = JournalRecord::Decided {
-                version,
-                cause: cause.clone(),
-                reason: failure.reason.clone(),
-                ending: Ending::RolledBack,
-            };
-            if appended(self.plane.journal.append(vec![decided])).await.is_err() {
-                self.plane.ledger().doubt(version);
-                return Err(Refusal::Unknown { operation });
-            }
-        }
-        let (records, finished) = {
-            let mut ledger = self.plane.ledger();
-            ledger.decide(version, cause, Ending::RolledBack);
-            (ledger.undone(version), ledger.version_of(operation) != Some(version))
-        };
-        for change in &*self.changes {
-            self.plane.fallback.cache().forget(change.key());
-        }
-        self.plane.note(records);
-        self.plane.sagas.rolled_back();
-        if durable {
-            self.note_progress(|progress| progress.refusal = Some(give_up(cause.clone(), failure.clone())));
-        }
-        if !finished {
-            self.plane.events.publish(EventKind::SagaCompensating { operation, version, cause: cause.clone() });
-            self.compensate(version).await;
-        }
-        Ok(())
-    }
-
-    async fn compensate(&self, version: Version) {
-        let until = Instant::now() + self.config.rollback_timeout;
-        let steps = self.plane.ledger().take_undo(version);
-        let undo = steps.into_iter().filter_map(|(backend, step)| {
-            let store = Arc::clone(self.plane.store(&backend).ok()?);
-            Some(async move {
-                let mut result = StepResult::Again;
-                for retry in 0..=self.config.max_retries {
-                    let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Compensation) else { break };
-                    let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
-                    result = lane::attempt(&self.plane, &store, lease, &step, timeout).await;
-                    let wait = self.config.wait_before(retry);
-                    if result != StepResult::Again || Instant::now() + wait >= until {
-                        break;
-                    }
-                    sleep(wait).await;
-                }
-                lane::settle(&self.plane, &store.name, &step, &result);
-            })
-        });
-        join_all(undo).await;
-    }
-
-    async fn make_durable(&self, intent: &Arc<Intent>) -> Result<(), JournalError> {
-        let mut records = vec![JournalRecord::Intent(Arc::clone(intent))];
-        let reservation = self.plane.versions.reservation();
-        records.extend(reservation.map(|up_to| JournalRecord::Reserved { up_to }));
-        appended(self.plane.journal.append(records)).await?;
-        reservation.into_iter().for_each(|up_to| self.plane.versions.reserved(up_to));
-        self.plane.ledger().set_durable(intent.version);
-        self.note_progress(|progress| progress.durable = true);
-        Ok(())
-    }
-
-    /// Makes sure that no restart gives out a version again which a backend will see before its intent is durable.
-    async fn reserve(&self, version: Version) -> Result<(), Refusal> {
-        let versions = &self.plane.versions;
-        while !versions.is_reserved(version)
-            && let Some(up_to) = versions.reservation()
-        {
-            appended(self.plane.journal.append(vec![JournalRecord::Reserved { up_to }])).await.map_err(|error| {
-                match error {
-                    JournalError::Closed => Refusal::ShuttingDown,
-                    error => Refusal::JournalUnavailable {
-                        reason: error.to_string(),
-                        retry_after: self.plane.queue_retry_after,
-                    },
-                }
-            })?;
-            versions.reserved(up_to);
-        }
-        Ok(())
-    }
-
-    /// What to say of a write whose intent could not be kept. `perhaps` a backend has it all the same.
-    fn lost(&self, error: &JournalError, perhaps: bool) -> Refusal {
-        match error {
-            JournalError::Closed if !perhaps => Refusal::ShuttingDown,
-            _ => Refusal::Unknown { operation: self.write.operation },
         }
     }
 

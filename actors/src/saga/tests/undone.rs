@@ -8,7 +8,8 @@ use crate::error::Refusal;
 use crate::fallback::Mode;
 use crate::journal::JournalRecord;
 use crate::operation::{Held, Outcome};
-use crate::plane::rehearsal::{Act, Rig, put};
+use crate::plane::rehearsal::{Act, Rig, Scripted, Settings, put};
+use crate::saga::{Durability, SagaConfig};
 
 fn down() -> Act {
     Act::Fail(BackendError::transient("down"))
@@ -165,6 +166,24 @@ async fn overlapped_leaves_nothing_half_done_when_the_journal_fails() {
     rig.drain(60 * SECOND).await;
     assert_eq!((rig.store("graph").n("a"), rig.store("vector").n("a")), (Some(1), Some(1)));
     assert!(rig.plane.ledger().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_passes_it_with_overlapped_durability_either() {
+    let saga = SagaConfig { durability: Durability::Overlapped, ..SagaConfig::default() };
+    let settings = Settings { saga, ..Settings::default() };
+    let rig = Rig::with(settings, |log| vec![Scripted::new("engine", log)]).await;
+    rig.put("a", 1).await.expect("is stored");
+    rig.mode(Mode::LocalStorage).await;
+    rig.tape.fails.store(true, Ordering::SeqCst);
+    rig.put("a", 2).await.expect_err("the disk did not take it, it says");
+    rig.mode(Mode::Disabled).await;
+    rig.put("a", 3).await.expect_err("waits for the disk");
+    assert_eq!(rig.store("engine").n("a"), Some(1));
+    rig.tape.fails.store(false, Ordering::SeqCst);
+    rig.drain(5 * SECOND).await;
+    rig.put("a", 4).await.expect("is stored");
+    assert_eq!(rig.store("engine").n("a"), Some(4));
 }
 
 #[tokio::test(start_paused = true)]
