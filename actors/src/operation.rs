@@ -272,7 +272,8 @@ pub enum Outcome {
         /// The backends that owe the compensation.
         owing: Vec<BackendName>,
     },
-    /// Undone: no required backend has it.
+    /// Undone: no required backend has it. Where there is one required backend, and so little in the journal, this may
+    /// be an earlier try of an operation that was sent again and never acknowledged.
     RolledBack(Version),
     /// A backend will never take it; it waits among the dead letters for a person.
     DeadLetter {
