@@ -168,7 +168,8 @@ fn a_journal_that_is_open_is_locked() {
     }
     append(&journal, vec![intent(2, 1)]).unwrap();
     close(journal);
-    assert_eq!(opened(dir.path(), &impatient).1.len(), 2);
+    // A process that is just being forked elsewhere may hold the lock for a moment more.
+    assert_eq!(opened(dir.path(), &small()).1.len(), 2);
 }
 
 /// Trap 24: it has no generation open, and may be about to move some aside.
