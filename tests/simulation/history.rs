@@ -38,12 +38,6 @@ struct Operation {
     sent: BTreeSet<Version>,
 }
 
-impl Operation {
-    fn touches(&self, key: &Key) -> bool {
-        self.changes.iter().any(|change| change.key() == key)
-    }
-}
-
 struct Read {
     key: Key,
     version: Version,
@@ -51,8 +45,9 @@ struct Read {
     /// This version was acknowledged when it was read. What is not may be on its way out, and look as if it was never
     /// there.
     acknowledged: bool,
-    /// Older writes of which nobody was told how they end: what of them is still on its way may land after this.
-    unclear: Vec<Version>,
+    /// What older writes did to the key of which nobody was told how they end: it may land after this, and what was
+    /// owed in memory only may be forgotten.
+    unclear: Vec<(Version, Change)>,
 }
 
 #[derive(Default)]
@@ -262,8 +257,12 @@ impl History {
             let unclear = log
                 .operations
                 .values()
-                .filter(|operation| operation.unclear && operation.held.is_none() && operation.touches(key))
-                .flat_map(|operation| operation.sent.range(..version).copied())
+                .filter(|operation| operation.unclear && operation.held.is_none())
+                .flat_map(|operation| {
+                    let change = operation.changes.iter().find(|change| change.key() == key);
+                    let sent = operation.sent.range(..version);
+                    change.into_iter().flat_map(move |change| sent.clone().map(|version| (*version, change.clone())))
+                })
                 .collect();
             log.reads.push(Read { key: key.clone(), version, record: answer.record, acknowledged, unclear });
         }
@@ -391,14 +390,15 @@ fn judge_reads(log: &Log, effects: &BTreeMap<Key, BTreeMap<Version, Change>>) ->
 
 /// Whether something that nobody was sure of was not there yet, or not any more, when this was read.
 fn explained(read: &Read, effects: &BTreeMap<Version, Change>) -> bool {
-    let unsure = read.unclear.iter().chain((!read.acknowledged).then_some(&read.version));
-    let unsure: Vec<_> = unsure.filter(|version| effects.contains_key(version)).take(10).collect();
-    (1_u32..1 << unsure.len()).any(|absent| {
+    let own = effects.get(&read.version).filter(|_| !read.acknowledged).map(|change| (read.version, change.clone()));
+    let unsure: Vec<_> = read.unclear.iter().cloned().chain(own).take(10).collect();
+    (0_u32..1 << unsure.len()).any(|there| {
         let mut present = effects.clone();
-        for (bit, version) in unsure.iter().enumerate() {
-            if absent & 1 << bit != 0 {
-                present.remove(version);
-            }
+        for (bit, (version, change)) in unsure.iter().enumerate() {
+            match there & 1 << bit {
+                0 => present.remove(version),
+                _ => present.insert(*version, change.clone()),
+            };
         }
         fold(&present, read.version) == read.record
     })
