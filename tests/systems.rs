@@ -286,12 +286,15 @@ async fn document_002_the_cache_is_left_alone_and_comes_back_after_three_success
     assert_eq!(cache.faults.counts().total, touched);
     tokio::time::sleep(Duration::from_secs(60)).await;
     let mut successes = 0;
-    while breaker.view().state != BreakerState::Closed {
+    while breaker.view().state != BreakerState::Recovering {
         successes += 1;
         handle.store(record("b", successes)).await.expect("is stored");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert!((1..=3).contains(&successes), "{successes} writes beside the probes");
+    while breaker.view().state != BreakerState::Closed {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     handle.store(record("a", 100)).await.expect("is stored");
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(n(cache.record("a").await), Some(100));

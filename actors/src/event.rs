@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::backend::BackendName;
-use crate::breaker::{BreakerState, TransitionCause};
+use crate::breaker::{BreakerState, TransitionCause, WouldOpen};
 use crate::fallback::{Access, DegradationLevel, Mode, ModeCause};
 use crate::journal::{JournalHealth, LossReport};
 use crate::operation::{OperationId, Version};
@@ -44,6 +44,15 @@ pub enum EventKind {
         cause: TransitionCause,
         /// Its generation from here on; results of calls that were admitted in an older one no longer count.
         generation: u64,
+    },
+    /// A rule fired that opens nothing: a shadow's, or one of a breaker in metrics-only.
+    BreakerWouldOpen {
+        /// Whose breaker.
+        backend: BackendName,
+        /// Why it would have been opened.
+        cause: TransitionCause,
+        /// Why it was not.
+        why: WouldOpen,
     },
     /// What can be done with a backend changed.
     AccessChanged {

@@ -375,10 +375,7 @@ async fn newest_version(stores: &[Arc<Store>], highest: Version, fresh: bool) ->
 }
 
 fn facts(store: &Store) -> BackendFacts {
-    let access = match store.breaker.view().state {
-        BreakerState::Open | BreakerState::HalfOpen | BreakerState::ForcedOpen => Access::None,
-        BreakerState::Closed | BreakerState::ForcedClosed | BreakerState::Disabled => Access::ReadWrite,
-    };
+    let access = if store.breaker.view().state.admits_freely() { Access::ReadWrite } else { Access::None };
     BackendFacts { name: store.name.clone(), role: store.role, capabilities: store.capabilities, access }
 }
 
@@ -394,7 +391,7 @@ fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots, durations: Arc
         };
         Target::new(Arc::clone(&store.backend), Arc::new(admit), config.health.clone())
     };
-    let fallback = plane.fallback.clone();
+    let (fallback, stores) = (plane.fallback.clone(), plane.stores.clone());
     Arc::new(ProberSetup {
         targets: plane.stores.iter().map(target).collect(),
         slot: slots.prober.clone(),
@@ -403,6 +400,9 @@ fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots, durations: Arc
         on_health: Arc::new(move |backend, report| {
             if let Some(histogram) = durations.get().and_then(|all| all.get(&backend)) {
                 histogram.record(report.latency);
+            }
+            if let Some(store) = stores.iter().find(|store| store.name == backend) {
+                store.breaker.probed_health(report.wellness);
             }
             if let Ok(health) = report.health {
                 fallback.probe_reported(backend, health);

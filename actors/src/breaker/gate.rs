@@ -5,9 +5,12 @@
 //!            ├── word: half-open ────► policy, under its lock: exactly as many places as configured
 //!            └── word: open ─ clock ─► refused, one counter; once the wait is over: policy
 //!
-//! settle ─────── success, no failure in a row before ─► one counter
-//!            └── everything else ─────────────────────► policy, under its lock
+//! settle ─────── success ─────────────► one counter
+//!            └── everything else, and what is slow, old or holds a place ─► policy, under its lock
 //! ```
+//!
+//! The policy hears how many calls there have been whenever it hears anything: no rule has to be asked for a call that
+//! went well. Nor does anybody read a clock for it: see `ages` for how the age of a call is known all the same.
 //!
 //! Whoever makes the policy change its state also publishes the change, under the same lock: the word, the
 //! event, the watch. So a breaker is open when the report of the last failure returns, events are in order and
@@ -24,13 +27,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::BreakerState;
+use super::ages::TICKS;
 use super::lease::{Lease, OwnedLease, Purpose, Rejected};
-use super::policy::{BreakerPolicy, Evidence, Grant, Settled};
-use super::report::{BreakerSnapshot, BreakerView, Explanation, FailureKind};
+use super::policy::{BreakerPolicy, Evidence, Grant, Heard, Settled};
+use super::report::{BreakerSnapshot, BreakerView, Explanation, FailureKind, ratio};
 use super::store::SavedBreaker;
-use super::word::{Door, Published, Rare, Tally, Word};
+use super::word::{Door, Published, Rare, Tally, Totals, Word};
 use crate::backend::{BackendError, BackendName};
-use crate::event::EventBus;
+use crate::event::{EventBus, EventKind};
 use crate::threads::{Mutex, MutexGuard};
 
 /// The admission to one backend, shared by all who call it.
@@ -123,6 +127,7 @@ impl Gate {
     pub(super) fn act<R>(&self, decide: impl FnOnce(&mut BreakerPolicy, Instant) -> R) -> R {
         let mut core = self.lock();
         let now = Instant::now();
+        core.policy.hear(heard(&self.tally.totals()));
         let result = decide(&mut core.policy, now);
         self.publish(&mut core, now);
         result
@@ -137,8 +142,10 @@ impl Gate {
     pub(super) fn snapshot(&self) -> BreakerSnapshot {
         let mut core = self.lock();
         let now = Instant::now();
+        core.policy.hear(heard(&self.tally.totals()));
         core.policy.tick(now);
         self.publish(&mut core, now);
+        let rolling = core.policy.rolling(now);
         let policy = &core.policy;
         let totals = self.tally.totals();
         let state = policy.state();
@@ -154,6 +161,7 @@ impl Gate {
             slow: totals.slow,
             failed: totals.failed,
             rejected: totals.rejected,
+            throttled: totals.throttled,
             ignored: totals.ignored,
             cancelled: totals.cancelled,
             panicked: totals.panicked,
@@ -164,7 +172,11 @@ impl Gate {
             time_in_closed: spent(BreakerState::Closed),
             time_in_open: spent(BreakerState::Open),
             time_in_half_open: spent(BreakerState::HalfOpen),
+            time_in_recovering: spent(BreakerState::Recovering),
             time_in_manual: spent(BreakerState::ForcedOpen),
+            failure_rate: ratio(rolling.failed, rolling.calls).unwrap_or(0.0),
+            slow_call_rate: ratio(rolling.slow, rolling.calls).unwrap_or(0.0),
+            shadow_opened: policy.shadow_opened(),
             last_failure: age(core.last_failure),
             last_success: age(core.last_success),
             retry_after: policy.retry_after(now),
@@ -213,7 +225,7 @@ impl Gate {
             Door::Open if word.state() == BreakerState::Disabled => Ok(None),
             Door::Open => {
                 self.tally.admitted();
-                Ok(Some(Grant { generation: word.generation(), probe: None }))
+                Ok(Some(Grant { generation: word.generation(), tick: self.published.tick(), probe: None }))
             }
             Door::Guarded => self.ask(purpose),
             Door::Shut => self.knock(word, purpose),
@@ -229,9 +241,8 @@ impl Gate {
             return self.ask(purpose);
         }
         self.tally.rejected();
-        let state = word.state();
-        let known = alarm != u64::MAX && state != BreakerState::HalfOpen;
-        Err(Rejected { state, retry_after: known.then(|| Duration::from_nanos(alarm - now)) })
+        let known = (alarm != u64::MAX).then(|| Duration::from_nanos(alarm - now));
+        Err(Rejected { state: word.state(), retry_after: Some(known.unwrap_or_else(|| self.published.patience())) })
     }
 
     /// Asks the policy.
@@ -248,84 +259,108 @@ impl Gate {
                 }
                 None => {
                     self.tally.rejected();
+                    if state == BreakerState::Recovering {
+                        self.tally.add(Rare::Throttled, 1);
+                    }
                     Err(Rejected { state, retry_after: policy.retry_after(now) })
                 }
             }
         })
     }
 
-    /// A call succeeded.
+    /// A call succeeded. `slow`: the caller says that it took too long; else that is found out, from when it `called`.
     #[inline]
-    pub(super) fn succeeded(&self, grant: Grant, slow: bool) {
-        let word = self.published.word();
-        let current = word.generation() == grant.generation;
-        if grant.probe.is_some() || (current && word.hears_success()) {
-            return self.report(grant, Evidence::Alive, if slow { Counted::Slow } else { Counted::Success });
+    pub(super) fn succeeded(&self, grant: Grant, slow: bool, called: Option<Instant>) {
+        let old = self.published.tick().wrapping_sub(grant.tick) >= TICKS;
+        if grant.probe.is_none() && !slow && !old && called.is_none() {
+            return self.count_success(grant);
         }
-        self.count(if slow { Counted::Slow } else { Counted::Success });
-        if !current {
-            self.tally.add(Rare::Stale, 1);
+        let took = called.map(|at| at.elapsed());
+        if grant.probe.is_none() && !slow && took.is_some_and(|took| took < self.published.slow_call()) {
+            return self.count_success(grant);
         }
+        self.report(grant, took, if slow { Evidence::Slow } else { Evidence::Alive }, Counted::Success);
     }
 
     /// A call ended in an error.
-    pub(super) fn failed(&self, grant: Grant, error: &BackendError) {
+    pub(super) fn failed(&self, grant: Grant, error: &BackendError, called: Option<Instant>) {
         let code = error.code.as_deref();
         if code.is_some() && self.lock().policy.excludes(error) {
             return self.ended(grant, Evidence::Nothing, Rare::Ignored);
         }
         if error.verdict().alive {
-            return self.succeeded(grant, false);
+            return self.succeeded(grant, false, called);
         }
         let evidence = Evidence::Dead { kind: FailureKind::Error(error.kind), code };
-        self.report(grant, evidence, Counted::Rare(Rare::Failed));
+        self.report(grant, None, evidence, Counted::Rare(Rare::Failed));
+    }
+
+    /// A caller stopped waiting.
+    pub(super) fn given_up(&self, grant: Grant, called: Option<Instant>) {
+        let took = called.map(|at| at.elapsed());
+        self.report(grant, took, Evidence::Nothing, Counted::Rare(Rare::Cancelled));
     }
 
     /// A call ended in another way.
     pub(super) fn ended(&self, grant: Grant, evidence: Evidence<'_>, counted: Rare) {
-        if grant.probe.is_some() || evidence != Evidence::Nothing {
-            return self.report(grant, evidence, Counted::Rare(counted));
-        }
-        self.tally.add(counted, 1);
-        if self.published.word().generation() != grant.generation {
-            self.tally.add(Rare::Stale, 1);
-        }
+        self.report(grant, None, evidence, Counted::Rare(counted));
     }
 
     /// Reports to the policy.
     #[cold]
-    fn report(&self, grant: Grant, evidence: Evidence<'_>, counted: Counted) {
+    fn report(&self, grant: Grant, took: Option<Duration>, evidence: Evidence<'_>, counted: Counted) {
         let mut core = self.lock();
         let now = Instant::now();
+        core.policy.hear(heard(&self.tally.totals()));
+        let old = || core.policy.is_slow(took.unwrap_or_else(|| core.policy.age(grant, now)));
+        let evidence = match (evidence, counted) {
+            (Evidence::Alive, _) if old() => Evidence::Slow,
+            (Evidence::Nothing, Counted::Rare(Rare::Cancelled)) if old() => {
+                Evidence::Dead { kind: FailureKind::Abandoned, code: None }
+            }
+            (evidence, _) => evidence,
+        };
         let settled = core.policy.settle(grant, evidence, now);
         // Counted under the lock, so that a snapshot shows a transition and the result that caused it together.
+        match (settled, counted) {
+            (Settled::Expired, _) => self.tally.add(Rare::Stale, 1),
+            (Settled::Stale, Counted::Success) => self.count_stale_success(),
+            (Settled::InTime, Counted::Success) => self.tally.successful(),
+            (settled, Counted::Rare(rare)) => {
+                self.tally.add(rare, 1);
+                self.tally.add(Rare::Stale, u64::from(settled == Settled::Stale));
+            }
+        }
         if settled != Settled::Expired {
-            self.count(counted);
+            self.tally.add(Rare::Slow, u64::from(evidence == Evidence::Slow));
             if let Evidence::Dead { .. } = evidence {
                 core.last_failure = Some(now);
             }
         }
-        if settled != Settled::InTime {
-            self.tally.add(Rare::Stale, 1);
-        }
         self.publish(&mut core, now);
     }
 
-    fn count(&self, counted: Counted) {
-        match counted {
-            Counted::Success => self.tally.successful(),
-            Counted::Slow => {
-                self.tally.successful();
-                self.tally.add(Rare::Slow, 1);
-            }
-            Counted::Rare(rare) => self.tally.add(rare, 1),
+    #[inline]
+    fn count_success(&self, grant: Grant) {
+        if self.published.word().generation() == grant.generation {
+            self.tally.successful();
+        } else {
+            self.count_stale_success();
         }
+    }
+
+    /// A success that came after its generation is none of this one.
+    fn count_stale_success(&self) {
+        // First, so that it is never taken for one.
+        self.tally.add(Rare::StaleSuccess, 1);
+        self.tally.add(Rare::Stale, 1);
+        self.tally.successful();
     }
 
     /// Tells everybody what the policy has become. The word first: who hears of an open breaker and calls at
     /// once is refused.
     fn publish(&self, core: &mut Core, now: Instant) {
-        let successes = self.tally.successes();
+        let successes = self.tally.totals().successful;
         if successes != core.successes {
             (core.successes, core.last_success) = (successes, Some(now));
         }
@@ -333,8 +368,12 @@ impl Gate {
         if effects.expired > 0 {
             self.tally.add(Rare::Expired, effects.expired);
         }
+        for (cause, why) in effects.would_open {
+            self.bus.publish(EventKind::BreakerWouldOpen { backend: self.name.clone(), cause, why });
+        }
         let policy = &core.policy;
         let alarm = policy.wake_at();
+        self.published.publish_tick(policy.tick_number(), policy.slow_call(), policy.patience());
         self.published.publish(word(policy), alarm.map_or(u64::MAX, |at| self.nanos(at)));
         for transition in effects.transitions {
             self.bus.breaker(&self.name, transition.to, transition.cause, transition.generation);
@@ -360,13 +399,20 @@ impl fmt::Debug for Gate {
 }
 
 /// As what a call is counted.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Counted {
     Success,
-    Slow,
     Rare(Rare),
 }
 
 fn word(policy: &BreakerPolicy) -> Word {
-    Word::new(policy.state(), policy.generation(), policy.has_room(), policy.hears_success())
+    Word::new(policy.state(), policy.generation(), policy.is_guarded())
+}
+
+fn heard(totals: &Totals) -> Heard {
+    Heard {
+        admitted: totals.admitted,
+        successes: totals.successful.saturating_sub(totals.stale_successes),
+        in_flight: totals.in_flight(),
+    }
 }

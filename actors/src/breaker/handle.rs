@@ -70,6 +70,16 @@ impl BreakerHandle {
         self.control(Control::Disable { reason: reason.into(), expires_in });
     }
 
+    /// Admits all calls and judges them, but tells only when it would have opened, until it is lifted or this long.
+    pub fn metrics_only(&self, reason: impl Into<String>, expires_in: Option<Duration>) {
+        self.control(Control::MetricsOnly { reason: reason.into(), expires_in });
+    }
+
+    /// Takes in what the prober finds, 0 (failing) to 1 (well), for the adaptive rule.
+    pub fn probed_health(&self, health: f64) {
+        self.gate.act(|policy, _| policy.probed_health(health));
+    }
+
     /// Ends an override, if there is one: the state that it covered is back, and an open wait has gone on.
     pub fn lift(&self) {
         self.control(Control::Lift);
@@ -90,6 +100,9 @@ impl BreakerHandle {
                 policy.force(BreakerState::ForcedClosed, reason, expires_in, now);
             }
             Control::Disable { reason, expires_in } => policy.force(BreakerState::Disabled, reason, expires_in, now),
+            Control::MetricsOnly { reason, expires_in } => {
+                policy.force(BreakerState::MetricsOnly, reason, expires_in, now);
+            }
             Control::Lift => policy.lift(now),
             Control::Reset => policy.reset(now),
         });

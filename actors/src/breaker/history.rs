@@ -22,7 +22,7 @@ pub(super) struct History {
     transitions: VecDeque<Past>,
     changes: u64,
     entered: Instant,
-    spent: [Duration; 4],
+    spent: [Duration; 5],
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ impl History {
             transitions: VecDeque::new(),
             changes: 0,
             entered: now,
-            spent: [Duration::ZERO; 4],
+            spent: [Duration::ZERO; 5],
         }
     }
 
@@ -130,6 +130,7 @@ fn account(state: BreakerState) -> usize {
         BreakerState::Closed => 0,
         BreakerState::Open => 1,
         BreakerState::HalfOpen => 2,
-        BreakerState::ForcedOpen | BreakerState::ForcedClosed | BreakerState::Disabled => 3,
+        BreakerState::Recovering => 3,
+        BreakerState::ForcedOpen | BreakerState::ForcedClosed | BreakerState::Disabled | BreakerState::MetricsOnly => 4,
     }
 }

@@ -53,9 +53,9 @@ pub enum CallOutcome {
 #[error("the breaker is {state}{}", hint(*retry_after))]
 #[non_exhaustive]
 pub struct Rejected {
-    /// The state that refused it.
+    /// The state that refused it. In a recovery the call was only throttled: another one may get through.
     pub state: BreakerState,
-    /// When to try again, if that is known.
+    /// When to try again.
     pub retry_after: Option<Duration>,
 }
 
@@ -66,13 +66,16 @@ fn hint(retry_after: Option<Duration>) -> String {
 /// An admission to call a backend, from [`Gate::try_acquire`].
 ///
 /// Report with [`settle`](Self::settle) or [`settle_result`](Self::settle_result). A lease that is dropped counts
-/// as cancelled, and as a failure when it is dropped by a panic.
+/// as cancelled, and for the verdict as a failure when it is dropped by a panic, or when the call had been out for
+/// `slow_call` by then.
 #[must_use = "a lease that is dropped counts as a cancelled call"]
 #[derive(Debug)]
 pub struct Lease<G: Deref<Target = Gate>> {
     gate: G,
     /// `None` once it has reported, and for calls that are not counted.
     grant: Option<Grant>,
+    /// When the backend was called, if the caller told.
+    called: Option<Instant>,
 }
 
 /// A lease that holds its gate, for a task that has nothing else to borrow it from.
@@ -80,7 +83,7 @@ pub type OwnedLease = Lease<Arc<Gate>>;
 
 impl<G: Deref<Target = Gate>> Lease<G> {
     pub(super) fn new(gate: G, grant: Option<Grant>) -> Self {
-        Self { gate, grant }
+        Self { gate, grant, called: None }
     }
 
     /// The generation in which it was given; `None` when the breaker is disabled and counts nothing.
@@ -95,18 +98,24 @@ impl<G: Deref<Target = Gate>> Lease<G> {
         self.grant?.probe.map(|probe| probe.deadline)
     }
 
+    /// The backend is called now. How long the call takes is then known exactly, and otherwise to within a quarter of
+    /// `slow_call`.
+    pub fn called(&mut self, at: Instant) {
+        self.called = Some(at);
+    }
+
     /// Reports what became of the call.
     pub fn settle(mut self, outcome: CallOutcome) {
         let Some(grant) = self.grant.take() else { return };
         match outcome {
-            CallOutcome::Success | CallOutcome::Refused => self.gate.succeeded(grant, false),
-            CallOutcome::Slow => self.gate.succeeded(grant, true),
+            CallOutcome::Success | CallOutcome::Refused => self.gate.succeeded(grant, false, self.called),
+            CallOutcome::Slow => self.gate.succeeded(grant, true, None),
             CallOutcome::Failure => {
                 let evidence = Evidence::Dead { kind: FailureKind::Unspecified, code: None };
                 self.gate.ended(grant, evidence, Rare::Failed);
             }
             CallOutcome::Ignored => self.gate.ended(grant, Evidence::Nothing, Rare::Ignored),
-            CallOutcome::Cancelled => self.gate.ended(grant, Evidence::Nothing, Rare::Cancelled),
+            CallOutcome::Cancelled => self.gate.given_up(grant, self.called),
         }
     }
 
@@ -115,8 +124,8 @@ impl<G: Deref<Target = Gate>> Lease<G> {
     pub fn settle_result<T>(mut self, result: &Result<T, BackendError>) {
         let Some(grant) = self.grant.take() else { return };
         match result {
-            Ok(_) => self.gate.succeeded(grant, false),
-            Err(error) => self.gate.failed(grant, error),
+            Ok(_) => self.gate.succeeded(grant, false, self.called),
+            Err(error) => self.gate.failed(grant, error, self.called),
         }
     }
 }
@@ -128,7 +137,7 @@ impl<G: Deref<Target = Gate>> Drop for Lease<G> {
             let evidence = Evidence::Dead { kind: FailureKind::Panic, code: None };
             self.gate.ended(grant, evidence, Rare::Panicked);
         } else {
-            self.gate.ended(grant, Evidence::Nothing, Rare::Cancelled);
+            self.gate.given_up(grant, self.called);
         }
     }
 }

@@ -50,6 +50,13 @@ pub enum Control {
         /// For how long, if not until it is lifted.
         expires_in: Option<Duration>,
     },
+    /// Admit all calls and judge them, but never open.
+    MetricsOnly {
+        /// Why.
+        reason: String,
+        /// For how long, if not until it is lifted.
+        expires_in: Option<Duration>,
+    },
     /// End an override; the state that it covered is back.
     Lift,
     /// Close it and forget what led here.

@@ -1,17 +1,23 @@
 //! The verdict: a state machine without clock, lock or runtime.
 
 mod explain;
+mod recovery;
 mod saved;
+mod shadow;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::recovery::Recovery;
+use self::shadow::Shadow;
+use super::ages::Ages;
 use super::config::BreakerConfig;
 use super::history::History;
 use super::report::{FailureKind, Transition};
-use super::rule::Rule;
+use super::rule::{Bad, Moment, Rules};
+use super::window::Sums;
 use super::{BreakerState, Purpose, TransitionCause};
 use crate::backend::BackendError;
 
@@ -22,7 +28,11 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 #[derive(Debug)]
 pub struct BreakerPolicy {
     config: BreakerConfig,
-    rules: Vec<Rule>,
+    rules: Rules,
+    shadow: Option<Shadow>,
+    ages: Ages,
+    heard: Heard,
+    rng: fastrand::Rng,
     automatic: Automatic,
     manual: Option<Manual>,
     generation: u64,
@@ -42,8 +52,10 @@ enum Automatic {
     Closed,
     Open { until: Instant },
     HalfOpen { successes: u32, probes: Vec<Probe> },
+    Recovering(Recovery),
 }
 
+/// A call that holds a place, in half-open or in a recovery.
 #[derive(Debug)]
 struct Probe {
     id: u64,
@@ -64,11 +76,13 @@ struct Manual {
 pub struct Grant {
     /// The generation in which it was given.
     pub generation: u64,
-    /// Its place in half-open.
+    /// The tick in which it was given, by which its age is known.
+    pub tick: u32,
+    /// Its place in half-open or in a recovery.
     pub probe: Option<ProbeGrant>,
 }
 
-/// A place in half-open.
+/// A place in half-open or in a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeGrant {
     id: u64,
@@ -81,6 +95,8 @@ pub struct ProbeGrant {
 pub enum Evidence<'a> {
     /// It answered.
     Alive,
+    /// It answered, slowly.
+    Slow,
     /// It did not, or failed.
     Dead {
         /// How.
@@ -103,21 +119,49 @@ pub enum Settled {
     Expired,
 }
 
+/// What the gate has counted so far, without telling the policy of every single call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Calls that were admitted.
+    pub admitted: u64,
+    /// Calls that succeeded in their own generation. This never gets less.
+    pub successes: u64,
+    /// Calls that are out.
+    pub in_flight: u64,
+}
+
 /// What has to be told to others.
 #[derive(Debug, Default, PartialEq)]
 pub struct Effects {
     /// Transitions, oldest first.
     pub transitions: Vec<Transition>,
-    /// Calls that lost their place in half-open.
+    /// Calls that lost their place in half-open or in a recovery.
     pub expired: u64,
+    /// Why it would have been opened, had a rule not been a shadow, or the breaker not in metrics-only.
+    pub would_open: Vec<(TransitionCause, WouldOpen)>,
+}
+
+/// Why a rule that fired did not open the breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WouldOpen {
+    /// It is a shadow.
+    Shadow,
+    /// The breaker is in metrics-only.
+    MetricsOnly,
 }
 
 impl BreakerPolicy {
     /// A closed breaker.
     #[must_use]
     pub fn new(config: BreakerConfig, now: Instant) -> Self {
+        let moment = Moment { successes: 0, now };
         Self {
-            rules: Rule::all(&config),
+            rules: Rules::new(&config, moment),
+            shadow: Shadow::of(&config, moment),
+            ages: Ages::new(config.slow_call, now),
+            heard: Heard::default(),
+            rng: fastrand::Rng::new(),
             config,
             automatic: Automatic::Closed,
             manual: None,
@@ -149,34 +193,92 @@ impl BreakerPolicy {
     pub fn wake_at(&self) -> Option<Instant> {
         match (&self.manual, &self.automatic) {
             (Some(manual), _) => manual.until,
-            (None, Automatic::Closed) => None,
+            (None, Automatic::Closed) => self.ages.due(),
             (None, Automatic::Open { until }) => Some(*until),
             (None, Automatic::HalfOpen { probes, .. }) => probes.iter().map(|probe| probe.deadline).min(),
+            (None, Automatic::Recovering(recovery)) => Some(recovery.wake_at()),
         }
     }
 
-    /// When the next call may be admitted, if that is known. In half-open it is not: any report may make room.
+    /// When to ask again after a refusal. When nobody knows, because any report may make room or a person has to lift
+    /// something, it is a guess that does no harm.
     #[must_use]
     pub fn retry_after(&self, now: Instant) -> Option<Duration> {
-        matches!(self.state(), BreakerState::Open | BreakerState::ForcedOpen)
-            .then(|| self.wake_at())
-            .flatten()
-            .map(|at| at.saturating_duration_since(now))
+        let state = self.state();
+        if state.admits_freely() {
+            return None;
+        }
+        let at = match (&self.manual, &self.automatic) {
+            (None, Automatic::Recovering(recovery)) => Some(recovery.ask_again_at(now)),
+            _ => self.wake_at(),
+        };
+        Some(at.map_or(self.config.reset_timeout, |at| at.saturating_duration_since(now)))
     }
 
-    /// Whether a call would be admitted in half-open.
+    /// Whether an admission is for the policy to decide: it is half-open with room for a call, or recovering, or has
+    /// to be woken.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        match &self.automatic {
-            Automatic::HalfOpen { probes, .. } => probes.len() < self.config.permitted_probes(),
-            _ => false,
+    pub fn is_guarded(&self) -> bool {
+        match (&self.manual, &self.automatic) {
+            (None, Automatic::HalfOpen { probes, .. }) => probes.len() < self.config.permitted_probes(),
+            (None, Automatic::Recovering(_)) => true,
+            _ => self.counts_ages() && self.ages.asleep(),
         }
     }
 
-    /// Whether a success would change anything but a counter.
+    /// The tick that admissions take with them.
     #[must_use]
-    pub fn hears_success(&self) -> bool {
-        self.state() == BreakerState::Closed && self.rules.iter().any(Rule::hears_success)
+    pub fn tick_number(&self) -> u32 {
+        self.ages.number()
+    }
+
+    /// The gate counted so far. To be told before anything else, with every call.
+    pub fn hear(&mut self, heard: Heard) {
+        self.heard = heard;
+    }
+
+    /// How long a call of this grant has been out, at least.
+    #[must_use]
+    pub fn age(&self, grant: Grant, now: Instant) -> Duration {
+        self.ages.age(grant.tick, now)
+    }
+
+    /// How long a call may take.
+    #[must_use]
+    pub fn slow_call(&self) -> Duration {
+        self.config.slow_call
+    }
+
+    /// What a refused caller is told to wait where nothing says more.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.config.reset_timeout
+    }
+
+    /// How often the shadow would have opened it.
+    #[must_use]
+    pub fn shadow_opened(&self) -> u64 {
+        self.shadow.as_ref().map_or(0, Shadow::opened)
+    }
+
+    /// What the rolling window shows.
+    pub(super) fn rolling(&mut self, now: Instant) -> Sums {
+        let moment = self.moment(now);
+        self.rules.rolling(moment)
+    }
+
+    /// Whether a call that took so long was slow.
+    #[must_use]
+    pub fn is_slow(&self, took: Duration) -> bool {
+        took >= self.config.slow_call
+    }
+
+    /// What the prober finds, 0 (failing) to 1 (well), for the adaptive rule.
+    pub fn probed_health(&mut self, health: f64) {
+        self.rules.probed(health);
+        if let Some(shadow) = &mut self.shadow {
+            shadow.probed(health);
+        }
     }
 
     /// Whether the configuration excludes this error.
@@ -191,15 +293,19 @@ impl BreakerPolicy {
     }
 
     /// Does what is due: ends the open wait (at `now == until`), takes places from calls that hold them too
-    /// long, ends an override.
+    /// long, goes on with a recovery, ends an override, and looks at the age of the calls that are out.
     pub fn tick(&mut self, now: Instant) {
         if let Some(manual) = &self.manual {
             if manual.until.is_some_and(|until| now >= until) {
                 self.uncover(TransitionCause::OverrideExpired, now);
+            } else if manual.state == BreakerState::MetricsOnly {
+                self.look_at_ages(now);
             }
             return;
         }
         match &mut self.automatic {
+            Automatic::Closed => self.look_at_ages(now),
+            Automatic::Recovering(_) => self.go_on_recovering(now),
             Automatic::Open { until } if now >= *until => {
                 let half_open = Automatic::HalfOpen { successes: 0, probes: Vec::new() };
                 self.half_open_attempts = self.half_open_attempts.saturating_add(1);
@@ -220,16 +326,24 @@ impl BreakerPolicy {
         self.tick(now);
         let generation = self.generation;
         if self.state().admits_freely() {
-            return Some(Grant { generation, probe: None });
+            if self.counts_ages() {
+                self.ages.wake(self.heard, now);
+            }
+            return Some(Grant { generation, tick: self.ages.number(), probe: None });
         }
-        if self.manual.is_some() || !self.has_room() {
+        if self.manual.is_some() {
             return None;
         }
-        let Automatic::HalfOpen { probes, .. } = &mut self.automatic else { return None };
+        let permitted = self.config.permitted_probes();
+        let probes = match &mut self.automatic {
+            Automatic::HalfOpen { probes, .. } if probes.len() < permitted => probes,
+            Automatic::Recovering(recovery) => recovery.admit(&self.config, purpose)?,
+            _ => return None,
+        };
         self.last_probe += 1;
         let (id, deadline) = (self.last_probe, later(now, self.config.half_open_lease));
         probes.push(Probe { id, purpose, deadline });
-        Some(Grant { generation, probe: Some(ProbeGrant { id, deadline }) })
+        Some(Grant { generation, tick: self.ages.number(), probe: Some(ProbeGrant { id, deadline }) })
     }
 
     /// Takes in the result of a call.
@@ -246,11 +360,11 @@ impl BreakerPolicy {
         if let Evidence::Dead { kind, code } = evidence {
             self.history.failed(kind, code, self.generation, now);
         }
-        if self.manual.is_none() {
-            match grant.probe {
-                Some(probe) => self.probed(probe.id, evidence, now),
-                None => self.observe(evidence, now),
-            }
+        match (&self.manual, grant.probe) {
+            (None, Some(probe)) => self.probed(probe.id, evidence, now),
+            (None, None) => self.observe(evidence, now),
+            (Some(manual), _) if manual.state == BreakerState::MetricsOnly => self.observe(evidence, now),
+            (Some(_), _) => {}
         }
         Settled::InTime
     }
@@ -259,7 +373,7 @@ impl BreakerPolicy {
     pub fn force(&mut self, state: BreakerState, reason: String, expires_in: Option<Duration>, now: Instant) {
         self.tick(now);
         let from = self.state();
-        if let Automatic::HalfOpen { .. } = self.automatic {
+        if let Automatic::HalfOpen { .. } | Automatic::Recovering(_) = self.automatic {
             // The calls that hold its places no longer count; it probes anew when the override ends.
             self.automatic = Automatic::Open { until: now };
         }
@@ -289,11 +403,14 @@ impl BreakerPolicy {
     /// Follows a new configuration without a transition. A wait that is running gets shorter with it, not longer.
     pub fn reconfigure(&mut self, config: BreakerConfig, now: Instant) {
         self.tick(now);
-        for rule in &mut self.rules {
-            rule.reconfigure(&config);
+        let moment = self.moment(now);
+        self.rules.reconfigure(&config, moment);
+        if self.config.shadow != config.shadow {
+            self.shadow = Shadow::of(&config, moment);
         }
+        self.ages.reconfigure(config.slow_call);
         if let Automatic::Open { until } = &mut self.automatic {
-            *until = (*until).min(later(now, config.reset_timeout));
+            *until = (*until).min(later(now, config.open_wait(self.attempts)));
         }
         self.config = config;
         self.tick(now);
@@ -304,46 +421,99 @@ impl BreakerPolicy {
         &self.history
     }
 
-    /// The result of a call in the closed state.
+    /// The result of a call that holds no place.
     fn observe(&mut self, evidence: Evidence<'_>, now: Instant) {
-        let alive = match evidence {
-            Evidence::Alive => true,
-            Evidence::Dead { .. } => false,
-            Evidence::Nothing => return,
+        let bad = match evidence {
+            Evidence::Dead { .. } => Bad::Failed,
+            Evidence::Slow => Bad::Slow,
+            Evidence::Alive | Evidence::Nothing => return,
         };
-        let mut cause = None;
-        for rule in &mut self.rules {
-            let tripped = rule.observe(alive);
-            cause = cause.or(tripped);
-        }
-        if let Some(cause) = cause {
-            self.open(cause, now);
+        let mut moment = self.moment(now);
+        // It has not been counted yet.
+        moment.successes += u64::from(bad == Bad::Slow);
+        let cause = self.rules.observe(bad, moment);
+        self.fired(cause, now);
+        if let Some(shadow) = &mut self.shadow
+            && let Some(cause) = shadow.observe(bad, moment)
+        {
+            self.effects.would_open.push((cause, WouldOpen::Shadow));
         }
     }
 
-    /// The result of a call in half-open.
+    /// The ages of calls are looked at while calls are admitted freely and counted.
+    fn look_at_ages(&mut self, now: Instant) {
+        self.ages.tick(self.heard, now);
+        let moment = self.moment(now);
+        self.rules.count(moment);
+        let overdue = self.ages.overdue(self.heard, now);
+        let cause = self.rules.overdue(overdue);
+        self.fired(cause, now);
+        if let Some(shadow) = &mut self.shadow
+            && let Some(cause) = shadow.overdue(overdue, moment)
+        {
+            self.effects.would_open.push((cause, WouldOpen::Shadow));
+        }
+    }
+
+    fn counts_ages(&self) -> bool {
+        matches!(self.state(), BreakerState::Closed | BreakerState::MetricsOnly)
+    }
+
+    /// A rule fired, perhaps.
+    fn fired(&mut self, cause: Option<TransitionCause>, now: Instant) {
+        let Some(cause) = cause else { return };
+        if self.manual.is_none() {
+            return self.open(cause, now);
+        }
+        self.effects.would_open.push((cause, WouldOpen::MetricsOnly));
+        // As if it had been opened, and had closed again.
+        self.rules.clear(self.moment(now));
+        self.ages.clear(self.heard, now);
+    }
+
+    /// The result of a call that holds a place.
     fn probed(&mut self, id: u64, evidence: Evidence<'_>, now: Instant) {
-        let Automatic::HalfOpen { successes, probes } = &mut self.automatic else { return };
-        probes.retain(|probe| probe.id != id);
-        match evidence {
-            Evidence::Nothing => {}
-            Evidence::Dead { .. } => self.open(TransitionCause::ProbeFailed, now),
-            Evidence::Alive => {
-                *successes += 1;
-                let successes = *successes;
-                if successes >= self.config.success_threshold {
-                    self.forget_attempts();
-                    self.enter(Automatic::Closed, TransitionCause::ProbesSucceeded(successes), now);
+        match &mut self.automatic {
+            Automatic::Closed | Automatic::Open { .. } => {}
+            Automatic::Recovering(_) => self.recovery_call_ended(id, evidence, now),
+            Automatic::HalfOpen { successes, probes } => {
+                probes.retain(|probe| probe.id != id);
+                match evidence {
+                    Evidence::Nothing => {}
+                    Evidence::Dead { .. } => self.open(TransitionCause::ProbeFailed, now),
+                    Evidence::Alive | Evidence::Slow => {
+                        *successes += 1;
+                        let successes = *successes;
+                        if successes >= self.config.success_threshold {
+                            self.half_open_passed(successes, now);
+                        }
+                    }
                 }
             }
         }
     }
 
+    fn half_open_passed(&mut self, successes: u32, now: Instant) {
+        let cause = TransitionCause::ProbesSucceeded(successes);
+        if self.config.gradual_recovery {
+            let recovery = Recovery::new(&self.config, &mut self.rng, now);
+            self.enter(Automatic::Recovering(recovery), cause, now);
+        } else {
+            self.close(cause, now);
+        }
+    }
+
+    fn close(&mut self, cause: TransitionCause, now: Instant) {
+        self.forget_attempts();
+        self.enter(Automatic::Closed, cause, now);
+    }
+
     fn open(&mut self, cause: TransitionCause, now: Instant) {
         self.attempts = self.attempts.saturating_add(1);
         self.opened = Some((cause.clone(), self.generation));
-        let until = later(now, self.config.reset_timeout);
-        self.enter(Automatic::Open { until }, cause, now);
+        let shorter = 1.0 - self.config.open_wait_jitter.clamp(0.0, 1.0) * self.rng.f64();
+        let wait = self.config.open_wait(self.attempts).mul_f64(shorter);
+        self.enter(Automatic::Open { until: later(now, wait) }, cause, now);
     }
 
     fn enter(&mut self, automatic: Automatic, cause: TransitionCause, now: Instant) {
@@ -362,10 +532,19 @@ impl BreakerPolicy {
     /// Every transition ends here: a new generation, in which nothing that came before counts.
     fn changed(&mut self, from: BreakerState, cause: TransitionCause, now: Instant) {
         self.generation += 1;
-        self.rules.iter_mut().for_each(Rule::clear);
+        let moment = self.moment(now);
+        self.rules.clear(moment);
+        if let Some(shadow) = &mut self.shadow {
+            shadow.clear(moment);
+        }
+        self.ages.clear(self.heard, now);
         let transition = Transition { from, to: self.state(), cause, generation: self.generation, age: Duration::ZERO };
         self.history.changed(transition.clone(), now);
         self.effects.transitions.push(transition);
+    }
+
+    fn moment(&self, now: Instant) -> Moment {
+        Moment { successes: self.heard.successes, now }
     }
 
     fn forget_attempts(&mut self) {
@@ -380,6 +559,7 @@ impl Automatic {
             Self::Closed => BreakerState::Closed,
             Self::Open { .. } => BreakerState::Open,
             Self::HalfOpen { .. } => BreakerState::HalfOpen,
+            Self::Recovering(_) => BreakerState::Recovering,
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct BreakerSnapshot {
     pub failed: u64,
     /// Calls that were refused here and never reached the backend.
     pub rejected: u64,
+    /// Of those, the ones that a recovery held back.
+    pub throttled: u64,
     /// Calls that ended in an excluded error.
     pub ignored: u64,
     /// Calls whose caller stopped waiting.
@@ -64,9 +66,18 @@ pub struct BreakerSnapshot {
     /// Time spent half-open.
     #[serde(with = "humantime_serde")]
     pub time_in_half_open: Duration,
-    /// Time spent forced or disabled.
+    /// Time spent recovering.
+    #[serde(with = "humantime_serde")]
+    pub time_in_recovering: Duration,
+    /// Time spent forced, disabled or in metrics-only.
     #[serde(with = "humantime_serde")]
     pub time_in_manual: Duration,
+    /// The share of calls that failed within `rolling_window`, since the last transition; 0 without calls.
+    pub failure_rate: f64,
+    /// The share that was slow.
+    pub slow_call_rate: f64,
+    /// How often the shadow would have opened it.
+    pub shadow_opened: u64,
     /// How long ago a call failed.
     #[serde(with = "humantime_serde")]
     pub last_failure: Option<Duration>,
@@ -74,7 +85,7 @@ pub struct BreakerSnapshot {
     /// success reads no clock.
     #[serde(with = "humantime_serde")]
     pub last_success: Option<Duration>,
-    /// When the next call may be admitted, if that is known.
+    /// When to ask again; `None` while calls are admitted.
     #[serde(with = "humantime_serde")]
     pub retry_after: Option<Duration>,
 }
@@ -94,7 +105,7 @@ impl BreakerSnapshot {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
-fn ratio(part: u64, whole: u64) -> Option<f64> {
+pub(super) fn ratio(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
@@ -123,10 +134,14 @@ pub struct Explanation {
     pub opened_on: Vec<FailureSample>,
     /// The last failures, oldest first; at most [`SAMPLES`](super::SAMPLES).
     pub failures: Vec<FailureSample>,
-    /// The calls that hold a place in half-open.
+    /// The calls that hold a place in half-open or in a recovery.
     pub probes: Vec<ProbeReading>,
     /// Successes since it is half-open.
     pub half_open_successes: u32,
+    /// How far a recovery is, while there is one.
+    pub recovery: Option<RecoveryReading>,
+    /// What the shadow shows, if there is one.
+    pub shadow: Option<ShadowReading>,
     /// The last transitions, oldest first; at most [`HISTORY`](super::HISTORY).
     pub history: Vec<Transition>,
 }
@@ -147,15 +162,49 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// What a rule shows, and at what it opens the breaker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// What a rule shows, and at what it opens the breaker: a number of calls, or a share of them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct RuleReading {
     /// The rule.
     pub rule: &'static str,
     /// What it shows.
-    pub reading: u64,
+    pub reading: f64,
     /// At what it opens.
-    pub threshold: u64,
+    pub threshold: f64,
+    /// Of how many calls it is a share, if it is one.
+    pub calls: Option<u64>,
+}
+
+/// How far a recovery is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct RecoveryReading {
+    /// The step, counted from 0.
+    pub step: u32,
+    /// Of how many.
+    pub steps: u32,
+    /// The share of calls that is let through.
+    pub share: f64,
+    /// What is left of the step.
+    #[serde(with = "humantime_serde")]
+    pub remaining: Duration,
+    /// Calls of this step that succeeded.
+    pub succeeded: u32,
+    /// Calls of this step that failed.
+    pub failed: u32,
+}
+
+/// What rules that are tried out show.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ShadowReading {
+    /// How often they would have opened the breaker.
+    pub opened: u64,
+    /// Why, the last time.
+    pub cause: Option<TransitionCause>,
+    /// How long ago that was.
+    #[serde(with = "humantime_serde")]
+    pub age: Option<Duration>,
+    /// What they show now.
+    pub rules: Vec<RuleReading>,
 }
 
 /// A failure, without its message: that may hold anything.
@@ -189,6 +238,8 @@ pub enum FailureKind {
     Error(ErrorKind),
     /// The call, with a panic.
     Panic,
+    /// Nothing, by the time the caller gave it up: it had been out for `slow_call`.
+    Abandoned,
     /// The caller said no more than that it failed.
     Unspecified,
 }

@@ -4,9 +4,10 @@
 //! disagrees with the policy for longer than the lock is held. Readers hold nothing.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use super::BreakerState;
-use crate::threads::atomic::{AtomicU64, Ordering};
+use crate::threads::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Generations have 56 bits; a restored one must leave room for more.
 pub(super) const LAST_GENERATION: u64 = 1 << 48;
@@ -31,9 +32,9 @@ pub(super) enum Door {
 pub(super) struct Word(u64);
 
 impl Word {
-    pub(super) fn new(state: BreakerState, generation: u64, has_room: bool, hears_success: bool) -> Self {
-        let flags = u64::from(has_room) << 3 | u64::from(hears_success) << 4;
-        Self(generation << 8 | flags | state as u64)
+    /// `guarded`: an admission is for the policy to decide.
+    pub(super) fn new(state: BreakerState, generation: u64, guarded: bool) -> Self {
+        Self(generation << 8 | u64::from(guarded) << 3 | state as u64)
     }
 
     pub(super) fn state(self) -> BreakerState {
@@ -43,7 +44,9 @@ impl Word {
             2 => BreakerState::HalfOpen,
             3 => BreakerState::ForcedOpen,
             4 => BreakerState::ForcedClosed,
-            _ => BreakerState::Disabled,
+            5 => BreakerState::Disabled,
+            6 => BreakerState::Recovering,
+            _ => BreakerState::MetricsOnly,
         }
     }
 
@@ -51,15 +54,10 @@ impl Word {
         self.0 >> 8
     }
 
-    /// Whether a success has to be reported to the policy, and not only counted.
-    pub(super) fn hears_success(self) -> bool {
-        self.0 & 1 << 4 != 0
-    }
-
     pub(super) fn door(self) -> Door {
         match self.state() {
+            _ if self.0 & 1 << 3 != 0 => Door::Guarded,
             state if state.admits_freely() => Door::Open,
-            BreakerState::HalfOpen if self.0 & 1 << 3 != 0 => Door::Guarded,
             _ => Door::Shut,
         }
     }
@@ -72,11 +70,23 @@ pub(super) struct Published {
     word: AtomicU64,
     /// Nanoseconds since the gate was made; `u64::MAX` for never.
     alarm: AtomicU64,
+    /// What a refused caller is told to wait where no alarm says more, in nanoseconds.
+    patience: AtomicU64,
+    /// How long a call may take, in nanoseconds.
+    slow_call: AtomicU64,
+    /// The tick that admissions take with them.
+    tick: AtomicU32,
 }
 
 impl Published {
     pub(super) fn new(word: Word) -> Self {
-        Self { word: AtomicU64::new(word.0), alarm: AtomicU64::new(u64::MAX) }
+        Self {
+            word: AtomicU64::new(word.0),
+            alarm: AtomicU64::new(u64::MAX),
+            patience: AtomicU64::new(0),
+            slow_call: AtomicU64::new(u64::MAX),
+            tick: AtomicU32::new(0),
+        }
     }
 
     pub(super) fn word(&self) -> Word {
@@ -85,6 +95,26 @@ impl Published {
 
     pub(super) fn alarm(&self) -> u64 {
         self.alarm.load(Ordering::Acquire)
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_nanos(self.patience.load(Ordering::Relaxed))
+    }
+
+    /// A tick that is one behind only makes a call look older by what has passed since the tick began.
+    pub(super) fn tick(&self) -> u32 {
+        self.tick.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn slow_call(&self) -> Duration {
+        Duration::from_nanos(self.slow_call.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn publish_tick(&self, tick: u32, slow_call: Duration, patience: Duration) {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.tick.store(tick, Ordering::Relaxed);
+        self.slow_call.store(nanos(slow_call), Ordering::Relaxed);
+        self.patience.store(nanos(patience), Ordering::Relaxed);
     }
 
     /// The word is stored first: who sees the new alarm, and looks at the word again, sees the word that belongs to
@@ -106,6 +136,8 @@ pub(super) struct Tally {
     panicked: AtomicU64,
     expired: AtomicU64,
     stale: AtomicU64,
+    stale_successes: AtomicU64,
+    throttled: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +158,10 @@ pub(super) enum Rare {
     Panicked,
     Expired,
     Stale,
+    /// Successes that came after their generation; they are among the successes, too.
+    StaleSuccess,
+    /// Rejections in a recovery; they are among the rejections, too.
+    Throttled,
 }
 
 /// The counters at one moment.
@@ -141,6 +177,8 @@ pub(super) struct Totals {
     pub(super) panicked: u64,
     pub(super) expired: u64,
     pub(super) stale: u64,
+    pub(super) stale_successes: u64,
+    pub(super) throttled: u64,
 }
 
 impl Totals {
@@ -172,6 +210,8 @@ impl Tally {
 
     pub(super) fn totals(&self) -> Totals {
         let read = |rare| self.rare(rare).load(Ordering::Acquire);
+        // A stale success is counted as stale first: who sees the success sees that, if it is read after it.
+        let successful = self.successes();
         let mut totals = Totals {
             slow: read(Rare::Slow),
             failed: read(Rare::Failed),
@@ -180,7 +220,9 @@ impl Tally {
             panicked: read(Rare::Panicked),
             expired: read(Rare::Expired),
             stale: read(Rare::Stale),
-            successful: self.successes(),
+            stale_successes: read(Rare::StaleSuccess),
+            throttled: read(Rare::Throttled),
+            successful,
             ..Totals::default()
         };
         for shard in &self.shards {
@@ -190,7 +232,7 @@ impl Tally {
         totals
     }
 
-    pub(super) fn successes(&self) -> u64 {
+    fn successes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.successful.load(Ordering::Acquire)).sum()
     }
 
@@ -203,6 +245,8 @@ impl Tally {
             Rare::Panicked => &self.panicked,
             Rare::Expired => &self.expired,
             Rare::Stale => &self.stale,
+            Rare::StaleSuccess => &self.stale_successes,
+            Rare::Throttled => &self.throttled,
         }
     }
 
@@ -232,16 +276,15 @@ mod tests {
     #[test]
     fn a_word_gives_back_what_it_was_made_of() {
         use BreakerState::*;
-        for state in [Closed, Open, HalfOpen, ForcedOpen, ForcedClosed, Disabled] {
-            for (has_room, hears_success) in [(false, false), (true, false), (false, true)] {
+        for state in BreakerState::ALL {
+            for guarded in [false, true] {
                 for generation in [0, 1, LAST_GENERATION] {
-                    let word = Word::new(state, generation, has_room, hears_success);
+                    let word = Word::new(state, generation, guarded);
                     assert_eq!((word.state(), word.generation()), (state, generation));
-                    assert_eq!(word.hears_success(), hears_success);
-                    let door = match (state, has_room) {
-                        (Closed | ForcedClosed | Disabled, _) => Door::Open,
-                        (HalfOpen, true) => Door::Guarded,
-                        _ => Door::Shut,
+                    let door = match (state, guarded) {
+                        (_, true) => Door::Guarded,
+                        (Closed | ForcedClosed | Disabled | MetricsOnly, _) => Door::Open,
+                        (HalfOpen | Open | ForcedOpen | Recovering, _) => Door::Shut,
                     };
                     assert_eq!(word.door(), door);
                 }

@@ -88,14 +88,13 @@ struct Manual {
 }
 
 impl Watched {
-    /// Half-open is no access: it lets a few calls through, which is no promise to anybody. What the level says is
-    /// lost comes back when the breaker closes.
+    /// A breaker that is half-open or recovering gives no access: it lets some calls through, which is no promise to
+    /// anybody. What the level says is lost comes back when the breaker closes.
     fn access(&self) -> Access {
-        let refuses = matches!(self.breaker, BreakerState::Open | BreakerState::HalfOpen | BreakerState::ForcedOpen);
-        match (refuses, self.read_only) {
-            (true, _) => Access::None,
-            (false, true) => Access::ReadOnly,
-            (false, false) => Access::ReadWrite,
+        match (self.breaker.admits_freely(), self.read_only) {
+            (false, _) => Access::None,
+            (true, true) => Access::ReadOnly,
+            (true, false) => Access::ReadWrite,
         }
     }
 }

@@ -48,6 +48,9 @@ pub struct ProbeReport {
     pub health: Result<Health, BackendError>,
     /// How long it took.
     pub latency: Duration,
+    /// How well the backend is, by this probe and those before it: 1 is well, ½ is slower than it used to be or
+    /// failing for the first time, 0 is failing.
+    pub wellness: f64,
 }
 
 /// Told of every probe that ended. Must be quick.
@@ -113,7 +116,8 @@ impl ProberSetup {
                 AlertChange::Cleared(alert) => EventKind::AlertCleared { backend, alert },
             });
         }
-        (self.on_health)(target.name.clone(), report);
+        let wellness = target.policy().wellness();
+        (self.on_health)(target.name.clone(), ProbeReport { wellness, ..report });
     }
 
     async fn probe(self: Arc<Self>, index: usize, turn: u64, permit: ProbePermit, single: OwnedSemaphorePermit) {
@@ -129,7 +133,7 @@ impl ProberSetup {
         let latency = started.elapsed();
         (permit.settle)(&health);
         drop(single);
-        self.conclude(index, turn, ProbeReport { health, latency });
+        self.conclude(index, turn, ProbeReport { health, latency, wellness: 0.0 });
     }
 }
 
@@ -257,5 +261,6 @@ impl State {
 
 /// The report of a probe that blocks its thread.
 fn stuck(latency: Duration) -> ProbeReport {
-    ProbeReport { health: Err(BackendError::unknown("a probe does not come back; it blocks its thread")), latency }
+    let health = Err(BackendError::unknown("a probe does not come back; it blocks its thread"));
+    ProbeReport { health, latency, wellness: 0.0 }
 }

@@ -333,6 +333,16 @@ impl ProbePolicy {
         Vec::new()
     }
 
+    /// How well the backend is, 0 to 1; see [`ProbeReport`](super::ProbeReport).
+    #[must_use]
+    pub fn wellness(&self) -> f64 {
+        match (self.failing.raised, self.failing.bad > 0 || self.slowing.raised) {
+            (true, _) => 0.0,
+            (false, true) => 0.5,
+            (false, false) => 1.0,
+        }
+    }
+
     /// What is known now.
     #[must_use]
     pub fn status(&self, backend: BackendName, now: Instant) -> ProbeStatus {

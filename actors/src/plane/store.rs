@@ -67,10 +67,11 @@ impl Store {
     /// time or panicked.
     pub async fn call<T>(
         &self,
-        lease: Lease,
+        mut lease: Lease,
         timeout: Duration,
         call: impl Future<Output = Result<T, BackendError>>,
     ) -> Result<T, BackendError> {
+        lease.called(tokio::time::Instant::now());
         let result = match tokio::time::timeout(timeout, AssertUnwindSafe(call).catch_unwind()).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(BackendError::unknown("the backend panicked").with_code("panic")),

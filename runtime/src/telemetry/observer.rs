@@ -103,6 +103,7 @@ impl Observer {
 fn name(kind: &EventKind) -> &'static str {
     match kind {
         EventKind::BreakerChanged { .. } => "breaker_changed",
+        EventKind::BreakerWouldOpen { .. } => "breaker_would_open",
         EventKind::AccessChanged { .. } => "access_changed",
         EventKind::ModeChanged { .. } => "mode_changed",
         EventKind::LevelChanged { .. } => "level_changed",
@@ -143,6 +144,9 @@ fn log(event: &Event) {
                 }
                 _ => info!(sequence, %backend, from, to, %cause, generation, "breaker changed"),
             }
+        }
+        EventKind::BreakerWouldOpen { backend, cause, why } => {
+            info!(sequence, %backend, %cause, ?why, "breaker would have opened");
         }
         EventKind::ModeChanged { from, to: Mode::Disabled, cause } => {
             info!(sequence, from = from.name(), to = Mode::Disabled.name(), ?cause, "fallback ended");

@@ -91,6 +91,7 @@ struct BackendSeries {
     slow: Total,
     failed: Total,
     rejected: Total,
+    throttled: Total,
     ignored: Total,
     cancelled: Total,
     panicked: Total,
@@ -101,7 +102,11 @@ struct BackendSeries {
     time_in_closed: Gauge,
     time_in_open: Gauge,
     time_in_half_open: Gauge,
+    time_in_recovering: Gauge,
     time_in_manual: Gauge,
+    failure_rate: Gauge,
+    slow_call_rate: Gauge,
+    shadow_opened: Total,
     last_failure: Gauge,
     last_success: Gauge,
     success_rate: Gauge,
@@ -137,6 +142,10 @@ impl BackendSeries {
                 "seawall_breaker_rejected_requests_total",
                 "Calls that the breaker refused; the backend was not touched.",
             ),
+            throttled: r.total(
+                "seawall_breaker_throttled_requests_total",
+                "Calls that the breaker refused because the load comes back in steps; they are among the rejected.",
+            ),
             ignored: r.total("seawall_breaker_ignored_requests_total", "Calls that ended in an excluded error."),
             cancelled: r.total("seawall_breaker_cancelled_requests_total", "Calls that the caller gave up."),
             panicked: r.total("seawall_breaker_panicked_requests_total", "Calls that panicked."),
@@ -151,7 +160,18 @@ impl BackendSeries {
             time_in_closed: time_in("closed"),
             time_in_open: time_in("open"),
             time_in_half_open: time_in("half_open"),
+            time_in_recovering: time_in("recovering"),
             time_in_manual: time_in("manual"),
+            failure_rate: r.gauge(
+                "seawall_breaker_failure_rate",
+                "Calls that failed among those in the rolling window, 0 to 1, since the last change of the state.",
+            ),
+            slow_call_rate: r.gauge(
+                "seawall_breaker_slow_call_rate",
+                "Calls that were slow among those in the rolling window, 0 to 1, since the last change of the state.",
+            ),
+            shadow_opened: r
+                .total("seawall_breaker_shadow_opened_total", "How often the shadow would have opened the breaker."),
             last_failure: r.gauge(
                 "seawall_breaker_last_failure_age_seconds",
                 "Time since the last failed call; NaN before the first.",
@@ -184,6 +204,7 @@ impl BackendSeries {
         self.slow.advance(breaker.slow);
         self.failed.advance(breaker.failed);
         self.rejected.advance(breaker.rejected);
+        self.throttled.advance(breaker.throttled);
         self.ignored.advance(breaker.ignored);
         self.cancelled.advance(breaker.cancelled);
         self.panicked.advance(breaker.panicked);
@@ -194,6 +215,10 @@ impl BackendSeries {
         self.time_in_closed.set(breaker.time_in_closed.as_secs_f64());
         self.time_in_open.set(breaker.time_in_open.as_secs_f64());
         self.time_in_half_open.set(breaker.time_in_half_open.as_secs_f64());
+        self.time_in_recovering.set(breaker.time_in_recovering.as_secs_f64());
+        self.failure_rate.set(breaker.failure_rate);
+        self.slow_call_rate.set(breaker.slow_call_rate);
+        self.shadow_opened.advance(breaker.shadow_opened);
         self.time_in_manual.set(breaker.time_in_manual.as_secs_f64());
         self.last_failure.set(age(breaker.last_failure));
         self.last_success.set(age(breaker.last_success));

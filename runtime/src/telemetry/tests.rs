@@ -40,6 +40,7 @@ fn breaker(name: &str) -> BreakerSnapshot {
         slow: 5,
         failed: 9,
         rejected: 20,
+        throttled: 6,
         ignored: 4,
         cancelled: 3,
         panicked: 1,
@@ -50,7 +51,11 @@ fn breaker(name: &str) -> BreakerSnapshot {
         time_in_closed: Duration::from_millis(1_500),
         time_in_open: Duration::from_secs(120),
         time_in_half_open: Duration::from_millis(250),
+        time_in_recovering: Duration::from_secs(15),
         time_in_manual: Duration::ZERO,
+        failure_rate: 0.25,
+        slow_call_rate: 0.125,
+        shadow_opened: 8,
         last_failure: Some(Duration::from_millis(500)),
         last_success: None,
         retry_after: None,
@@ -128,6 +133,10 @@ async fn every_number_of_a_breaker_is_shown_per_backend() {
             ("slow_requests_total", 5.0),
             ("failed_requests_total", 9.0),
             ("rejected_requests_total", 20.0),
+            ("throttled_requests_total", 6.0),
+            ("failure_rate", 0.25),
+            ("slow_call_rate", 0.125),
+            ("shadow_opened_total", 8.0),
             ("ignored_requests_total", 4.0),
             ("cancelled_requests_total", 3.0),
             ("panicked_requests_total", 1.0),
@@ -142,7 +151,9 @@ async fn every_number_of_a_breaker_is_shown_per_backend() {
         ] {
             assert_samples(&page, &[(&labelled(name), value)]);
         }
-        for (state, seconds) in [("closed", 1.5), ("open", 120.0), ("half_open", 0.25), ("manual", 0.0)] {
+        for (state, seconds) in
+            [("closed", 1.5), ("open", 120.0), ("half_open", 0.25), ("recovering", 15.0), ("manual", 0.0)]
+        {
             let series = format!("seawall_breaker_time_in_state_seconds{{backend=\"{backend}\",state=\"{state}\"}}");
             assert_samples(&page, &[(&series, seconds)]);
         }

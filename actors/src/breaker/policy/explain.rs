@@ -6,12 +6,12 @@ use super::{Automatic, BreakerPolicy, Probe};
 use crate::backend::BackendName;
 use crate::breaker::BreakerState;
 use crate::breaker::report::{Explanation, ProbeReading};
-use crate::breaker::rule::Rule;
 
 impl BreakerPolicy {
     /// Why it is in this state.
     #[must_use]
-    pub fn explain(&self, name: BackendName, now: Instant) -> Explanation {
+    pub fn explain(&mut self, name: BackendName, now: Instant) -> Explanation {
+        let moment = self.moment(now);
         let failures = self.history.failures(now);
         let opened_on = match self.opened {
             Some((_, generation)) => failures.iter().filter(|f| f.generation == generation).cloned().collect(),
@@ -19,6 +19,7 @@ impl BreakerPolicy {
         };
         let (half_open_successes, probes) = match &self.automatic {
             Automatic::HalfOpen { successes, probes } => (*successes, probes.as_slice()),
+            Automatic::Recovering(recovery) => (0, recovery.probes()),
             _ => (0, [].as_slice()),
         };
         let reading = |probe: &Probe| ProbeReading {
@@ -31,16 +32,21 @@ impl BreakerPolicy {
             generation: self.generation,
             since: self.history.since(now),
             until: match self.state() {
-                BreakerState::HalfOpen => None,
+                BreakerState::Closed | BreakerState::HalfOpen => None,
                 _ => self.wake_at().map(|at| at.saturating_duration_since(now)),
             },
             cause: self.history.last_cause().cloned(),
-            rules: self.rules.iter().map(Rule::reading).collect(),
+            rules: self.rules.readings(moment),
             opened_by: self.opened.as_ref().map(|(cause, _)| cause.clone()),
             opened_on,
             failures,
             probes: probes.iter().map(reading).collect(),
             half_open_successes,
+            recovery: match (&self.automatic, &self.manual) {
+                (Automatic::Recovering(recovery), None) => Some(recovery.reading(&self.config, now)),
+                _ => None,
+            },
+            shadow: self.shadow.as_mut().map(|shadow| shadow.reading(moment)),
             history: self.history.transitions(now),
         }
     }

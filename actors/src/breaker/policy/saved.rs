@@ -5,21 +5,21 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Automatic, BreakerPolicy, Manual, later};
-use crate::breaker::rule::Rule;
 use crate::breaker::store::{FORMAT, SavedBreaker, SavedOverride};
 use crate::breaker::{BreakerConfig, BreakerState, TransitionCause, word};
 
 impl BreakerPolicy {
-    /// A breaker that goes on where an earlier process stopped. It waits no longer than configured, and
-    /// half-open becomes open without a wait: the calls that held its places are gone.
+    /// A breaker that goes on where an earlier process stopped. It waits no longer than configured; half-open and
+    /// recovering become open without a wait: the calls that held places are gone.
     #[must_use]
     pub fn restore(config: BreakerConfig, saved: SavedBreaker, now: Instant) -> Self {
         let mut policy = Self::new(config, now);
         policy.automatic = match saved.state {
             BreakerState::Open => {
-                Automatic::Open { until: later(now, saved.remaining_wait.min(policy.config.reset_timeout)) }
+                let longest = policy.config.open_wait(saved.attempts);
+                Automatic::Open { until: later(now, saved.remaining_wait.min(longest)) }
             }
-            BreakerState::HalfOpen => Automatic::Open { until: now },
+            BreakerState::HalfOpen | BreakerState::Recovering => Automatic::Open { until: now },
             _ => Automatic::Closed,
         };
         policy.manual = saved.manual.filter(|manual| manual.state.is_manual()).map(|manual| Manual {
@@ -78,7 +78,7 @@ impl BreakerPolicy {
     fn failure_count(&self) -> u32 {
         match (&self.opened, &self.automatic) {
             (Some((TransitionCause::ConsecutiveFailures(count), _)), Automatic::Open { .. }) => *count,
-            _ => self.rules.iter().map(Rule::failures).max().unwrap_or(0),
+            _ => self.rules.failures(self.heard.successes),
         }
     }
 }

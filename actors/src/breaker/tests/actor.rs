@@ -82,7 +82,7 @@ async fn a_breaker_without_an_actor_opens_recovers_and_tells_of_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_actor_that_is_killed_under_load_loses_no_call_and_no_event() {
-    let config = BreakerConfig { reset_timeout: MS, failure_threshold: 3, ..BreakerConfig::default() };
+    let config = BreakerConfig { reset_timeout: MS, failure_threshold: 3, ..abrupt() };
     let rig = rig(config).await;
     let callers: Vec<_> = (0..4)
         .map(|caller| {

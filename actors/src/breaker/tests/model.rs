@@ -162,8 +162,9 @@ impl Model {
             self.calls.iter().filter(|call| call.era == self.era && call.place.is_some() && !call.expired).count();
         let (admitted, counted, place) = match self.state() {
             BreakerState::Disabled => (true, false, None),
-            BreakerState::Closed | BreakerState::ForcedClosed => (true, true, None),
+            BreakerState::Closed | BreakerState::ForcedClosed | BreakerState::MetricsOnly => (true, true, None),
             BreakerState::HalfOpen => (held < PROBES, true, Some(self.now + LEASE)),
+            BreakerState::Recovering => unreachable!("it closes at once"),
             BreakerState::Open | BreakerState::ForcedOpen => (false, true, None),
         };
         self.admits = admitted;
@@ -277,7 +278,8 @@ impl ReferenceStateMachine for Model {
     fn transitions(model: &Self) -> BoxedStrategy<Step> {
         use CallOutcome::{Cancelled, Failure, Ignored, Refused, Slow, Success};
         let manual =
-            prop_oneof![Just(BreakerState::ForcedOpen), Just(BreakerState::ForcedClosed), Just(BreakerState::Disabled)];
+            [BreakerState::ForcedOpen, BreakerState::ForcedClosed, BreakerState::Disabled, BreakerState::MetricsOnly];
+        let manual = prop::sample::select(manual.to_vec());
         let alone = prop_oneof![
             12 => Just(Step::Call),
             6 => (0_u64..8).prop_map(Step::Pass),
@@ -395,7 +397,9 @@ impl Process {
             reset_timeout: Duration::from_secs(OPEN_WAIT),
             half_open_probes: Some(PROBES as u32),
             half_open_lease: Duration::from_secs(LEASE),
-            ..BreakerConfig::default()
+            // The model knows no ages.
+            slow_call: Duration::from_secs(3_600),
+            ..abrupt()
         };
         let rig = rig_with(config, Some(Arc::clone(store) as _)).await;
         let (events, told) = (rig.bus.subscribe(), vec![rig.state()]);
@@ -448,6 +452,7 @@ impl World {
                 self.process().breaker().control(match state {
                     BreakerState::ForcedOpen => Control::ForceOpen { reason: String::new(), expires_in },
                     BreakerState::ForcedClosed => Control::ForceClosed { reason: String::new(), expires_in },
+                    BreakerState::MetricsOnly => Control::MetricsOnly { reason: String::new(), expires_in },
                     _ => Control::Disable { reason: String::new(), expires_in },
                 });
             }

@@ -240,7 +240,7 @@ fn a_call_that_ends_on_another_thread_is_never_seen_to_end_before_it_began() {
 #[test]
 fn who_sees_an_alarm_and_looks_again_sees_its_word_or_a_later_one() {
     explore(|| {
-        let word = |generation| Word::new(BreakerState::Open, generation, false, false);
+        let word = |generation| Word::new(BreakerState::Open, generation, false);
         let published = Arc::new(Published::new(word(0)));
         published.publish(word(0), 0);
         let writer = {

@@ -176,7 +176,7 @@ async fn trap_06_a_probe_that_an_inner_gate_refuses_gives_its_place_back() {
 
 #[tokio::test(start_paused = true)]
 async fn trap_07_outcomes_that_do_not_count_cannot_starve_the_recovery() {
-    let rig = rig(BreakerConfig::default()).await;
+    let rig = rig(abrupt()).await;
     rig.open();
     advance(WAIT).await;
     for _ in 0..100 {
@@ -190,7 +190,7 @@ async fn trap_07_outcomes_that_do_not_count_cannot_starve_the_recovery() {
 
 #[tokio::test(start_paused = true)]
 async fn trap_09_probes_that_come_rarely_still_close_it() {
-    let rig = rig(BreakerConfig { success_threshold: 3, ..BreakerConfig::default() }).await;
+    let rig = rig(BreakerConfig { success_threshold: 3, ..abrupt() }).await;
     rig.open();
     advance(WAIT).await;
     for _ in 0..3 {
@@ -279,7 +279,7 @@ async fn trap_12_it_is_half_open_at_exactly_the_end_of_the_wait_and_not_before()
 
 #[tokio::test(start_paused = true)]
 async fn trap_14_probes_alone_heal_a_backend_without_traffic() {
-    let rig = rig(BreakerConfig::default()).await;
+    let rig = rig(abrupt()).await;
     rig.open();
     advance(WAIT).await;
     for _ in 0..2 {
