@@ -166,9 +166,10 @@ impl<B: Breaker> Bench<B> {
         (0..B::JUDGED).all(|_| self.run(Ending::Failure)) && self.admits()
     }
 
-    /// Since when what follows must not take as long as the open wait.
-    pub(crate) fn in_time(&self, since: Instant) -> Result<(), Miss> {
-        if since.elapsed() < self.wait / 2 { Ok(()) } else { Err(Miss::Late) }
+    /// Whether calls are let through, as it was seen. A no is a no; but a breaker that opened after `since` lets calls
+    /// through again when its wait is over, so a yes has to come sooner than that.
+    pub(crate) fn in_time(&self, since: Instant, yes: bool) -> Result<bool, Miss> {
+        if yes && since.elapsed() >= self.wait { Err(Miss::Late) } else { Ok(yes) }
     }
 }
 

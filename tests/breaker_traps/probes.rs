@@ -35,8 +35,7 @@ pub(crate) async fn stale_failures<B: Breaker>(means: &Means) -> Probed {
     let since = Instant::now();
     end_all(stale, Ending::Failure);
     end_all(probes, Ending::Success);
-    let closed = bench.is_closed();
-    bench.in_time(since)?;
+    let closed = bench.in_time(since, bench.is_closed())?;
     verdict(closed, "")
 }
 
@@ -58,8 +57,7 @@ pub(crate) async fn stale_across_a_cycle<B: Breaker>(means: &Means) -> Probed {
     end_all(bench.probes().await?, Ending::Success);
     let since = Instant::now();
     end_all(stale, Ending::Failure);
-    let admits = bench.admits();
-    bench.in_time(since)?;
+    let admits = bench.in_time(since, bench.admits())?;
     verdict(admits, "opens")
 }
 
@@ -82,8 +80,7 @@ pub(crate) async fn late_probe<B: Breaker>(means: &Means) -> Probed {
     let since = Instant::now();
     end_all(late, Ending::Failure);
     end_all(next, Ending::Success);
-    let closed = bench.is_closed();
-    bench.in_time(since)?;
+    let closed = bench.in_time(since, bench.is_closed())?;
     verdict(closed, "opens")
 }
 
@@ -104,8 +101,7 @@ pub(crate) async fn dropped_probe<B: Breaker>(means: &Means) -> Probed {
         let since = Instant::now();
         let Ok(probes) = bench.hold(B::JUDGED) else { return Err(Miss::fails("refuses")) };
         end_all(probes, then);
-        let closed = bench.is_closed();
-        bench.in_time(since)?;
+        let closed = bench.in_time(since, bench.is_closed())?;
         if closed != matches!(then, Ending::Success) {
             return Err(Miss::fails("a drop counts"));
         }
@@ -141,10 +137,8 @@ async fn after_five<B: Breaker>(bench: &Bench<B>, mut call: impl FnMut()) -> Pro
     drop(bench.probes().await?);
     let since = Instant::now();
     (0..5).for_each(|_| call());
-    let admits = bench.admits();
-    let closed = bench.is_closed();
-    bench.in_time(since)?;
-    match (admits, closed) {
+    let (admits, closed) = (bench.admits(), bench.is_closed());
+    match (bench.in_time(since, admits)?, closed) {
         (true, false) => verdict(true, ""),
         (true, true) => Err(Miss::fails("closes")),
         (false, _) => Err(Miss::fails("refuses")),
@@ -179,11 +173,10 @@ pub(crate) async fn nothing_but_misses<B: Breaker>(means: &Means) -> Probed {
     bench.trip().await?;
     end_all(bench.probes().await?, Ending::NotFound);
     let since = Instant::now();
-    for ending in [Ending::NotFound, Ending::NotFound, Ending::Success] {
-        bench.run(ending);
+    for _ in 0..3 {
+        bench.run(Ending::NotFound);
     }
-    let closed = bench.is_closed();
-    bench.in_time(since)?;
+    let closed = bench.in_time(since, bench.is_closed())?;
     verdict(closed, "stays half-open")
 }
 
@@ -229,9 +222,12 @@ pub(crate) async fn panicking_probe<B: Breaker>(means: &Means) -> Probed {
     let probes = bench.probes().await?;
     let since = Instant::now();
     end_all(probes, Ending::Panic);
-    let admits = bench.admits();
-    bench.in_time(since)?;
-    verdict(!admits, "stays half-open")
+    let admits = bench.in_time(since, bench.admits())?;
+    if admits {
+        return Err(Miss::fails("stays half-open"));
+    }
+    sleep(means.wait * 2).await;
+    verdict(bench.admits(), "its place is lost")
 }
 
 pub(crate) async fn nothing_but_panics<B: Breaker>(_: &Means) -> Probed {

@@ -17,9 +17,8 @@ use crate::recloser::Recloser;
 use crate::seawall::Seawall;
 use crate::tower_resilience::TowerResilience;
 
-/// Open waits to try in turn, while the machine is too slow for the one before.
-const WAITS: [Duration; 4] =
-    [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(5)];
+/// Open waits to try in turn while the machine is too slow for the one before, in milliseconds.
+const WAITS: [u64; 9] = [20, 20, 20, 50, 100, 200, 500, 1_000, 2_000];
 
 /// What came of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,7 +142,7 @@ impl Column {
 
     fn row<B: Breaker>(&mut self, trap: u8, what: &'static str, time: Time, probe: impl AsyncFn(&Means) -> Probed) {
         let paused = B::IN_TOKIO_TIME || time == Time::Paused;
-        let verdict = WAITS.iter().find_map(|wait| run(paused, *wait, &probe));
+        let verdict = WAITS.iter().find_map(|wait| run(paused, Duration::from_millis(*wait), &probe));
         self.rows.push((trap, what, verdict.unwrap_or_else(|| panic!("the machine is too slow for: {what}"))));
     }
 }
