@@ -31,7 +31,7 @@ pub(crate) struct Seawall {
     _telemetry: Option<Telemetry>,
 }
 
-/// The rules as Seawall has them.
+/// The rules as Seawall has them: the one place that knows its settings.
 fn settings(Settings { wait, rule }: Settings) -> BreakerConfig {
     let touchy = BreakerConfig {
         failure_threshold: 1,
