@@ -189,14 +189,7 @@ fn every_trap_has_a_test_that_exists() {
     for (at, (trap, tests)) in TRAPS.iter().enumerate() {
         assert!(trap.starts_with(&format!("{}:", at + 1)) && !tests.is_empty(), "{trap}");
         for test in *tests {
-            let (file, name) = test.split_once("::").expect("`file::test`");
-            let text = std::fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
-            let function = text.find(&format!("fn {name}("));
-            let before = function.map(|at| text[..at].trim_end_matches("async ").trim_end());
-            let is_test = before.is_some_and(|before| {
-                before.lines().next_back().is_some_and(|line| line.ends_with(")]") || line.trim_start() == "#[test]")
-            });
-            assert!(is_test, "trap {trap}: there is no test `{name}` in `{file}`");
+            support::assert_is_a_test(root, test);
         }
     }
 }

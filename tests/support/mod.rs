@@ -11,6 +11,7 @@ pub use disk::Disk;
 pub use history::History;
 pub use native::{Named, Native, Seen};
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -274,4 +275,16 @@ pub fn hasty(write: impl Into<Write>) -> Write {
 
 pub fn refused<T: std::fmt::Debug>(result: Result<T, Refusal>) -> Refusal {
     result.expect_err("must be refused")
+}
+
+/// There is a test of this name, `file::test`, and it is one.
+pub fn assert_is_a_test(root: &Path, test: &str) {
+    let (file, name) = test.split_once("::").expect("`file::test`");
+    let text = std::fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let function = text.find(&format!("fn {name}("));
+    let before = function.map(|at| text[..at].trim_end_matches("async ").trim_end());
+    let is_test = before.is_some_and(|before| {
+        before.lines().next_back().is_some_and(|line| line.ends_with(")]") || line.trim_start() == "#[test]")
+    });
+    assert!(is_test, "there is no test `{name}` in `{file}`");
 }
