@@ -128,10 +128,12 @@ async fn load(name: &BackendName, store: &dyn BreakerStateStore) -> Option<Saved
 }
 
 async fn save(gate: &Gate, store: &dyn BreakerStateStore) -> Result<(), StoreError> {
-    let record = gate.record();
-    match guarded(store.save(gate.name(), record)).await {
-        // A newer record of this process went ahead.
-        Err(StoreError::Stale { held }) if !gate.follow(held) => Ok(()),
+    match guarded(store.save(gate.name(), gate.record())).await {
+        // Of whom that is does not matter: what the breaker is now is newer.
+        Err(StoreError::Stale { held }) => {
+            gate.follow(held);
+            guarded(store.save(gate.name(), gate.record())).await
+        }
         result => result,
     }
 }

@@ -186,13 +186,10 @@ impl Gate {
         core.policy.saved(core.sequence, Instant::now())
     }
 
-    /// The store holds a record with this sequence. Gives whether it is one of another process, which the next
-    /// record will go over.
-    pub(super) fn follow(&self, sequence: u64) -> bool {
+    /// The store holds a record with this sequence. The next one will be newer.
+    pub(super) fn follow(&self, sequence: u64) {
         let mut core = self.lock();
-        let foreign = sequence > core.sequence;
         core.sequence = core.sequence.max(sequence);
-        foreign
     }
 
     /// Whether the store does not know the state, or a wait is running of which it should know what is left.

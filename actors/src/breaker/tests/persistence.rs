@@ -251,6 +251,26 @@ async fn a_store_that_cannot_be_loaded_starts_closed_and_is_written_over_by_the_
     }
 }
 
+/// Numbers begin anew where nothing could be loaded, so the store may hold another process's record under the number
+/// of this one's.
+#[tokio::test(start_paused = true)]
+async fn a_record_of_another_process_under_the_same_number_is_written_over_too() {
+    for sequence in 1..=3 {
+        let store = Arc::new(Nasty::default());
+        let first = rig_with(touchy(), Some(store.clone())).await;
+        for _ in 0..sequence {
+            first.cell.save().await.unwrap();
+        }
+        store.be(Behaviour::Fail);
+        let process = Process::start(store.clone(), touchy()).await;
+        store.be(Behaviour::Work);
+        process.rig.breaker.force_closed("a person knows better", None);
+        sleep(MS).await;
+        assert_eq!(store.inner.get(&graph()).unwrap().manual.unwrap().state, BreakerState::ForcedClosed);
+        process.kill().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_record_of_another_format_is_not_used() {
     let store = Arc::new(MemoryStateStore::default());
