@@ -38,6 +38,11 @@ impl BreakerPolicy {
         policy
     }
 
+    /// The same for a breaker that has not changed its state yet, as it is configured now.
+    pub fn take_over(&mut self, saved: SavedBreaker, now: Instant) {
+        *self = Self::restore(self.config.clone(), saved, now);
+    }
+
     /// What is to be saved.
     #[must_use]
     pub fn saved(&self, sequence: u64, now: Instant) -> SavedBreaker {
