@@ -28,7 +28,8 @@
 
 mod load;
 mod names;
-#[cfg(all(test, feature = "redis"))]
+#[cfg(test)]
+#[cfg(feature = "redis")]
 mod redis_tests;
 #[cfg(feature = "redis")]
 mod secret;
