@@ -65,6 +65,21 @@ async fn two_processes_that_race_leave_the_newest_record() {
 }
 
 #[tokio::test]
+async fn one_connection_does_for_all_breakers() {
+    let Some(server) = Server::start(&[]).await else { return };
+    let store = store(&server.config());
+    for n in 1..=10 {
+        for backend in ["graph", "vector"] {
+            store.save(&backend.into(), record(n)).await.unwrap();
+            store.load(&backend.into()).await.unwrap();
+        }
+    }
+    let stats = server.command::<String>(&["INFO", "stats"]).await;
+    // The other one asks.
+    assert!(stats.contains("total_connections_received:2\r\n"), "{stats}");
+}
+
+#[tokio::test]
 async fn keys_fields_and_lives_are_those_of_document_003() {
     let Some(server) = Server::start(&[]).await else { return };
     let store = store(&server.config());
