@@ -4,7 +4,7 @@
 //! Runtime ── what a service starts, asks and stops            runtime.rs, start.rs, stop.rs
 //!   ├─ config      defaults, TOML, environment                config/
 //!   ├─ journal     the one durable log, on sled               journal/, guard/
-//!   ├─ breakers    their saved states, on sled                breakers.rs
+//!   ├─ breakers    their saved states, on sled or in Redis    breakers/
 //!   ├─ backends    embedded graph and vector stores, faults   backends/
 //!   └─ telemetry   metrics, logs                              telemetry/
 //! ```
@@ -24,6 +24,8 @@ mod start;
 mod stop;
 pub mod telemetry;
 
+#[cfg(feature = "redis")]
+pub use breakers::RedisStateStore;
 pub use breakers::SledStateStore;
 pub use runtime::{Control, Runtime};
 pub use seawall_actors::backend;

@@ -57,6 +57,10 @@ pub enum StartError {
     /// The breaker states cannot be opened.
     #[error("cannot open the breaker states: {0}")]
     Breakers(#[source] OpenError),
+    /// The Redis for the breaker states cannot be used as it is configured. One that is only down is none of it.
+    #[cfg(feature = "redis")]
+    #[error("cannot keep the breaker states in Redis: {0}")]
+    RemoteBreakers(#[source] seawall_actors::breaker::StoreError),
     /// The journal owes writes to a backend that is not there any more.
     #[error(
         "{entries} accepted writes are owed to backend `{backend}`, which was not given to the builder; give it, \
@@ -138,14 +142,14 @@ impl Builder {
 
     /// Uses this journal, in which these records were found, instead of one on sled in the data directory; the data
     /// directory is then not used for anything, and breakers forget at a restart unless a
-    /// [store](Self::breaker_states) is given.
+    /// [store](Self::breaker_states) is given or the configuration names a Redis.
     #[must_use]
     pub fn journal(mut self, journal: Arc<dyn Journal>, found: Vec<JournalRecord>) -> Self {
         self.journal = Some((journal, found));
         self
     }
 
-    /// Keeps breaker states here instead of in the data directory.
+    /// Keeps breaker states here, instead of in the data directory or where the configuration says.
     #[must_use]
     pub fn breaker_states(mut self, states: Arc<dyn BreakerStateStore>) -> Self {
         self.states = Some(states);
@@ -160,9 +164,9 @@ impl Builder {
         self.check()?;
         let config = self.config.clone();
         let events = Arc::new(EventBus::new());
-        let durable = self.journal.is_none();
+        let in_data_dir = self.journal.is_none();
         let (journal, found) = self.open_journal(&events).await?;
-        let states = if durable { Some(self.open_states().await?) } else { self.states.take() };
+        let states = self.open_states(in_data_dir).await?;
         let fresh = found.is_empty();
         let (ledger, ended) = self.read_back(found)?;
         let recovered = ledger.len();
@@ -274,13 +278,23 @@ impl Builder {
         Ok((Arc::new(journal), recovered.records))
     }
 
-    async fn open_states(&mut self) -> Result<Arc<dyn BreakerStateStore>, StartError> {
+    async fn open_states(&mut self, in_data_dir: bool) -> Result<Option<Arc<dyn BreakerStateStore>>, StartError> {
         if let Some(given) = self.states.take() {
-            return Ok(given);
+            return Ok(Some(given));
+        }
+        #[cfg(feature = "redis")]
+        if self.config.redis.enabled {
+            let config = self.config.clone();
+            let reset_timeout = move |backend: &BackendName| config.breaker_of(backend).reset_timeout;
+            let opened = crate::breakers::RedisStateStore::new(&self.config.redis, reset_timeout);
+            return Ok(Some(Arc::new(opened.map_err(StartError::RemoteBreakers)?)));
+        }
+        if !in_data_dir {
+            return Ok(None);
         }
         let dir = self.config.data_dir.join("breakers");
         let opened = blocking(&self.config.data_dir, move || SledStateStore::open(&dir)).await?;
-        Ok(Arc::new(opened.map_err(StartError::Breakers)?))
+        Ok(Some(Arc::new(opened.map_err(StartError::Breakers)?)))
     }
 
     /// Folds what was found into a ledger. Gives it with the records of what ends by this start.

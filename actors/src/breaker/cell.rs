@@ -16,7 +16,7 @@ use super::store::{BreakerStateStore, FORMAT, SavedBreaker, StoreError};
 use crate::backend::BackendName;
 use crate::event::EventBus;
 
-/// How long a store may take for one record. Only a start waits for it.
+/// How long a store may take for one record. Only a start waits for it, and not for a store that is remote.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 /// After how long a save that failed is tried again.
 const SAVE_RETRY: Duration = Duration::from_secs(1);
@@ -31,7 +31,8 @@ pub struct BreakerCell {
 
 impl BreakerCell {
     /// A breaker that goes on where the store says it stopped. Without a store, or when the store fails or hangs
-    /// (5 s), it starts closed.
+    /// (5 s), it starts closed. It also does while the record of a [remote](BreakerStateStore::is_remote) store is
+    /// under way, and goes on from that when it comes.
     ///
     /// The configuration should have no [problems](BreakerConfig::problems); thresholds of 0 count as 1.
     pub async fn open(
@@ -41,8 +42,8 @@ impl BreakerCell {
         store: Option<Arc<dyn BreakerStateStore>>,
     ) -> Self {
         let saved = match &store {
-            Some(store) => load(&name, store.as_ref()).await,
-            None => None,
+            Some(store) if !store.is_remote() => load(&name, store.as_ref()).await,
+            _ => None,
         };
         let now = Instant::now();
         let gate = match saved {
@@ -52,6 +53,9 @@ impl BreakerCell {
             }
             None => Gate::new(name, BreakerPolicy::new(config, now), bus, 0, 0, now),
         };
+        if store.as_ref().is_some_and(|store| store.is_remote()) {
+            gate.await_record();
+        }
         Self { gate: Arc::new(gate), store }
     }
 
@@ -68,6 +72,8 @@ impl BreakerCell {
     /// When the store did not take it within 5 s.
     pub async fn save(&self) -> Result<(), StoreError> {
         match &self.store {
+            // It has nothing to say against a record that it does not know.
+            Some(_) if self.gate.awaits_record() => Ok(()),
             Some(store) => save(&self.gate, store.as_ref()).await,
             None => Ok(()),
         }
@@ -77,6 +83,7 @@ impl BreakerCell {
     /// state wins: what changes while a save is under way is saved once, after it.
     pub(super) async fn keep_saved(self) {
         let Some(store) = self.store else { return };
+        load_late(&self.gate, store.as_ref()).await;
         let mut view = self.gate.watch();
         let mut failures = 0_u64;
         loop {
@@ -115,23 +122,57 @@ fn report_failure(backend: &BackendName, error: &StoreError, failures: u64) {
 }
 
 async fn load(name: &BackendName, store: &dyn BreakerStateStore) -> Option<SavedBreaker> {
-    let result = guarded(store.load(name)).await.and_then(|saved| match saved {
-        Some(saved) if saved.format != FORMAT => {
-            Err(StoreError::Unreadable(format!("it has format {}, not {FORMAT}", saved.format)))
-        }
-        saved => Ok(saved),
-    });
-    result.unwrap_or_else(|error| {
+    try_load(name, store).await.unwrap_or_else(|error| {
         warn!(backend = %name, %error, "breaker state not loaded, starting closed");
         None
     })
 }
 
+async fn try_load(name: &BackendName, store: &dyn BreakerStateStore) -> Result<Option<SavedBreaker>, StoreError> {
+    match guarded(store.load(name)).await? {
+        Some(saved) if saved.format != FORMAT => {
+            Err(StoreError::Unreadable(format!("it has format {}, not {FORMAT}", saved.format)))
+        }
+        saved => Ok(saved),
+    }
+}
+
+/// Takes over what a remote store has, as soon as it says so and as long as the breaker has not changed its state. A
+/// store that fails is asked again every second, until a call succeeds: then the record is older than what is known.
+async fn load_late(gate: &Gate, store: &dyn BreakerStateStore) {
+    let mut view = gate.watch();
+    let mut failures = 0_u64;
+    while gate.awaits_record() {
+        let loaded = tokio::select! {
+            biased;
+            _ = view.changed() => continue,
+            loaded = try_load(gate.name(), store) => loaded,
+        };
+        match loaded {
+            Ok(saved) => return gate.take_over(saved),
+            Err(error) => {
+                failures += 1;
+                if failures == 1 {
+                    warn!(backend = %gate.name(), %error, "breaker state not loaded, going on closed meanwhile");
+                }
+                let lasting = matches!(error, StoreError::Unreadable(_));
+                if lasting || gate.was_alive() {
+                    return gate.take_over(None);
+                }
+                // Whether it changes meanwhile is asked above.
+                let _ = timeout(SAVE_RETRY, view.changed()).await;
+            }
+        }
+    }
+}
+
 async fn save(gate: &Gate, store: &dyn BreakerStateStore) -> Result<(), StoreError> {
-    let record = gate.record();
-    match guarded(store.save(gate.name(), record)).await {
-        // A newer record of this process went ahead.
-        Err(StoreError::Stale { held }) if !gate.follow(held) => Ok(()),
+    match guarded(store.save(gate.name(), gate.record())).await {
+        // Of whom that is does not matter: what the breaker is now is newer.
+        Err(StoreError::Stale { held }) => {
+            gate.follow(held);
+            guarded(store.save(gate.name(), gate.record())).await
+        }
         result => result,
     }
 }

@@ -55,10 +55,18 @@ struct Core {
     sequence: u64,
     /// The generation that the store had at the start.
     loaded: u64,
+    /// Whether what the store has is still to come.
+    awaits_record: bool,
     last_failure: Option<Instant>,
     last_success: Option<Instant>,
     /// How many successes there were when `last_success` was set.
     successes: u64,
+}
+
+impl Core {
+    fn awaits_record(&self) -> bool {
+        self.awaits_record && self.policy.generation() == 0
+    }
 }
 
 impl Gate {
@@ -77,7 +85,15 @@ impl Gate {
             tally: Tally::default(),
             origin: now,
             name,
-            core: Mutex::new(Core { policy, sequence, loaded, last_failure: None, last_success: None, successes: 0 }),
+            core: Mutex::new(Core {
+                policy,
+                sequence,
+                loaded,
+                awaits_record: false,
+                last_failure: None,
+                last_success: None,
+                successes: 0,
+            }),
             bus,
             view: watch::Sender::new(view),
             alarm: watch::Sender::new(None),
@@ -198,13 +214,39 @@ impl Gate {
         core.policy.saved(core.sequence, Instant::now())
     }
 
-    /// The store holds a record with this sequence. Gives whether it is one of another process, which the next
-    /// record will go over.
-    pub(super) fn follow(&self, sequence: u64) -> bool {
+    /// The store holds a record with this sequence. The next one will be newer.
+    pub(super) fn follow(&self, sequence: u64) {
         let mut core = self.lock();
-        let foreign = sequence > core.sequence;
         core.sequence = core.sequence.max(sequence);
-        foreign
+    }
+
+    /// A record of an earlier process may come later.
+    pub(super) fn await_record(&self) {
+        self.lock().awaits_record = true;
+    }
+
+    /// Whether one may still come. A breaker that has changed its state knows better than any record.
+    pub(super) fn awaits_record(&self) -> bool {
+        self.lock().awaits_record()
+    }
+
+    /// Whether a call has succeeded in this process.
+    pub(super) fn was_alive(&self) -> bool {
+        self.tally.totals().successful > 0
+    }
+
+    /// No record comes any more: goes on where this one stops, if there is one and it is still awaited.
+    pub(super) fn take_over(&self, saved: Option<SavedBreaker>) {
+        let mut core = self.lock();
+        let awaited = core.awaits_record();
+        core.awaits_record = false;
+        let Some(saved) = saved.filter(|_| awaited) else { return };
+        let now = Instant::now();
+        core.sequence = core.sequence.max(saved.sequence);
+        core.loaded = saved.generation;
+        core.policy.hear(heard(&self.tally.totals()));
+        core.policy.take_over(saved, now);
+        self.publish(&mut core, now);
     }
 
     /// Whether the store does not know the state, or a wait is running of which it should know what is left.

@@ -68,6 +68,7 @@
 //! | the actor | the gate goes on: it opens, refuses, lets probes through, closes and tells of it. Only watchers without traffic wait for the next incarnation, and saves are made up for then |
 //! | the process | the next one goes on with the saved state and what was left of the wait, give or take a thirtieth of it |
 //! | the store | breakers go on in memory; saves are tried again every second |
+//! | a [remote](BreakerStateStore::is_remote) store, at a start | nobody waits: breakers start closed, and take the record over if it comes before they change their state |
 
 mod actor;
 mod ages;

@@ -102,6 +102,12 @@ pub trait BreakerStateStore: Send + Sync + 'static {
 
     /// Keeps the record if [`SavedBreaker::may_replace`] allows it, comparing and replacing in one atomic step.
     async fn save(&self, backend: &BackendName, record: SavedBreaker) -> Result<(), StoreError>;
+
+    /// Whether it is on another machine, so that not even a start may wait for it. A breaker then starts closed and
+    /// takes the record over when it comes, unless it has changed its state by then. Default `false`.
+    fn is_remote(&self) -> bool {
+        false
+    }
 }
 
 /// A store in memory: for tests, and for breakers that only have to survive a restart of the runtime inside a

@@ -44,7 +44,7 @@ impl Tree {
                 names::unify(&mut layer, &mut self.problems);
                 merge("", &mut self.branches, layer, &mut self.problems);
             }
-            Err(error) => self.problem(origin, error.to_string().trim_end()),
+            Err(error) => self.problem(origin, without_source(&error.to_string())),
         }
     }
 
@@ -107,7 +107,8 @@ impl Tree {
     /// Everything that no section was taken for is unknown.
     pub(super) fn finish(mut self) -> Vec<ConfigProblem> {
         for name in std::mem::take(&mut self.branches).keys() {
-            self.problem(name, format!("unknown, expected one of {}", self.known.join(", ")));
+            let missing = if name == "redis" { " (`redis` needs the cargo feature of this name)" } else { "" };
+            self.problem(name, format!("unknown, expected one of {}{missing}", self.known.join(", ")));
         }
         self.problems
     }
@@ -156,6 +157,15 @@ impl Tree {
         }
         self.problems.push(ConfigProblem { path, problem });
     }
+}
+
+/// What a TOML parser says, without the line that it shows: that may hold a secret.
+fn without_source(problem: &str) -> String {
+    let shown = |line: &&str| match line.split_once('|') {
+        Some((number, _)) => number.trim().bytes().all(|byte| byte.is_ascii_digit()),
+        None => false,
+    };
+    problem.lines().filter(|line| !shown(line)).collect::<Vec<_>>().join("\n").trim_end().to_owned()
 }
 
 /// Merges `over` into `base`; values of `over` win.

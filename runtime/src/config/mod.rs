@@ -17,14 +17,22 @@
 //! | `FALLBACK_MODE` | the mode below level 0 |
 //! | `FALLBACK_DB_PATH` | `data_dir`, a directory here |
 //! | `FALLBACK_CACHE_DIR` | nothing, with a warning: the cache is in memory |
-//! | `ENABLE_CIRCUIT_BREAKER_PERSISTENCE` | nothing: breaker state is always kept, in `data_dir`. A warning when it is off |
-//! | `REDIS_HOST`, `REDIS_PORT`, `REDIS_DB`, `REDIS_PASSWORD` | nothing: a warning when that persistence is on |
+//! | `ENABLE_CIRCUIT_BREAKER_PERSISTENCE` | `redis.enabled`. Breaker state is always kept: in `data_dir` when it is off, which is told in a warning |
+//! | `REDIS_HOST`, `REDIS_PORT`, `REDIS_DB`, `REDIS_PASSWORD` | when that is on: `redis.host`, `.port`, `.db`, `.password`. Else they are the service's own |
+//!
+//! Without the cargo feature `redis` there is no section `redis`: breaker state is in `data_dir`, and the last five
+//! variables are warnings that say so.
 //!
 //! Durations are `"60s"`, `"250ms"`, or a number of seconds. An empty variable counts as not set. Unknown keys and
 //! unknown `SEAWALL__` variables are refused, and everything that is wrong is told at once.
 
 mod load;
 mod names;
+#[cfg(test)]
+#[cfg(feature = "redis")]
+mod redis_tests;
+#[cfg(feature = "redis")]
+mod secret;
 #[cfg(test)]
 mod tests;
 
@@ -45,10 +53,14 @@ use seawall_actors::supervisor::RestartConfig;
 use seawall_actors::sync::SyncConfig;
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "redis")]
+pub use crate::breakers::RedisConfig;
 use crate::journal::JournalConfig;
 use crate::telemetry::MetricsConfig;
 use load::Tree;
 use names::Environment;
+#[cfg(feature = "redis")]
+pub use secret::Secret;
 
 /// The configuration of a runtime.
 ///
@@ -82,6 +94,9 @@ pub struct Config {
     pub health: HealthConfig,
     /// Where the metrics go.
     pub metrics: MetricsConfig,
+    /// Whether breaker states are kept in Redis, and where it is.
+    #[cfg(feature = "redis")]
+    pub redis: RedisConfig,
     /// What differs for single backends, by their names. A backend that is not here is as all are.
     pub backends: BTreeMap<String, BackendConfig>,
 }
@@ -109,6 +124,8 @@ impl Default for Config {
             supervisor: RestartConfig::default(),
             health: HealthConfig::default(),
             metrics: MetricsConfig::default(),
+            #[cfg(feature = "redis")]
+            redis: RedisConfig::default(),
             backends: BTreeMap::new(),
         }
     }
@@ -186,6 +203,8 @@ impl Config {
             supervisor: tree.section("supervisor", defaults.supervisor),
             health: tree.section("health", defaults.health),
             metrics: tree.section("metrics", defaults.metrics),
+            #[cfg(feature = "redis")]
+            redis: tree.section("redis", defaults.redis),
             backends: tree.sections("backends", &["breaker"]),
         };
         if let (Ok(inside), Some(home)) = (config.data_dir.strip_prefix("~"), home) {
@@ -210,6 +229,8 @@ impl Config {
             supervisor,
             health,
             metrics,
+            #[cfg(feature = "redis")]
+            redis,
             backends,
         } = self;
         let mut problems = Vec::new();
@@ -224,6 +245,8 @@ impl Config {
         supervisor.problems("supervisor", &mut problems);
         health.problems("health", &mut problems);
         metrics.problems("metrics", &mut problems);
+        #[cfg(feature = "redis")]
+        redis.problems("redis", &mut problems);
         for (name, backend) in backends {
             // A value that is wrong for all is told once, not once more for everyone who has it from there.
             let mut own = Vec::new();

@@ -15,6 +15,20 @@ pub(super) const VARIABLES: &[(&str, &str)] = &[
     ("FALLBACK_DB_PATH", "data_dir"),
 ];
 
+/// The variable of document 003 that turns Redis on.
+const PERSISTENCE: &str = "ENABLE_CIRCUIT_BREAKER_PERSISTENCE";
+
+/// The variables of document 003 that tell where Redis is, and the keys that they set.
+pub(super) const REDIS: &[(&str, &str)] = &[
+    ("REDIS_HOST", "redis.host"),
+    ("REDIS_PORT", "redis.port"),
+    ("REDIS_DB", "redis.db"),
+    ("REDIS_PASSWORD", "redis.password"),
+];
+
+/// The keys that hold a text and never anything that looks like JSON.
+const SECRETS: &[&str] = &["redis.password"];
+
 /// Keys as the documents call them: the section, their name, our name.
 ///
 /// Also known to serde, as aliases; here too so that a key set under one name in a file is overridden by the
@@ -44,6 +58,9 @@ pub(super) struct Variable {
 impl Variable {
     /// What the text says as a JSON value; as text where it is none.
     pub(super) fn literal(&self) -> Value {
+        if SECRETS.contains(&self.path.as_str()) {
+            return Value::String(self.text.clone());
+        }
         serde_json::from_str(&self.text).unwrap_or_else(|_| Value::String(self.text.clone()))
     }
 }
@@ -75,6 +92,7 @@ impl Environment {
                 environment.variables.push(variable);
             }
         }
+        environment.read_persistence(get);
         for (name, text) in &all {
             let Some(key) = name.strip_prefix(PREFIX) else { continue };
             let path = key.to_lowercase().replace("__", ".");
@@ -85,26 +103,42 @@ impl Environment {
                 environment.variables.push(variable);
             }
         }
-        environment.note_unused(get);
+        if get("FALLBACK_CACHE_DIR").is_some() {
+            environment
+                .note("FALLBACK_CACHE_DIR", "not used: the cache is in memory; what must survive is in data_dir");
+        }
         environment
     }
 
-    fn note_unused(&mut self, get: impl Fn(&str) -> Option<String>) {
-        let mut note = |name: &str, problem: &str| self.unused.push(ConfigProblem::new("", name, problem));
-        if get("FALLBACK_CACHE_DIR").is_some() {
-            note("FALLBACK_CACHE_DIR", "not used: the cache is in memory; what must survive is in data_dir");
+    /// The Redis variables mean Seawall only where its persistence is asked for; else they are the service's own.
+    fn read_persistence(&mut self, get: impl Fn(&str) -> Option<String>) {
+        let built_in = cfg!(feature = "redis");
+        let Some(asked) = get(PERSISTENCE) else { return };
+        let (on, text) = match asked.to_lowercase().as_str() {
+            "1" | "true" | "yes" | "on" => (true, "true".to_owned()),
+            "0" | "false" | "no" | "off" => (false, "false".to_owned()),
+            _ => (false, asked),
+        };
+        if !on {
+            self.note(PERSISTENCE, "breaker state is always kept; where not in Redis, in data_dir");
         }
-        // The Redis variables mean Seawall only where its persistence is asked for; else they are the service's own.
-        let Some(asked) = get("ENABLE_CIRCUIT_BREAKER_PERSISTENCE") else { return };
-        if !matches!(asked.to_lowercase().as_str(), "1" | "true" | "yes" | "on") {
-            note("ENABLE_CIRCUIT_BREAKER_PERSISTENCE", "not used: breaker state is always kept, in data_dir");
-            return;
+        if built_in {
+            self.variables.push(Variable { name: PERSISTENCE.to_owned(), path: "redis.enabled".to_owned(), text });
         }
-        for name in ["REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD"] {
-            if get(name).is_some() {
-                note(name, "not used: breaker state is kept in data_dir, not in Redis");
+        for (name, path) in REDIS.iter().filter(|_| on) {
+            let Some(text) = get(name) else { continue };
+            if built_in {
+                self.variables.push(Variable { name: (*name).to_owned(), path: (*path).to_owned(), text });
+            } else {
+                let problem = "not used: breaker state is kept in data_dir; to keep it in Redis, build the crate \
+                               seawall with its feature `redis`";
+                self.note(name, problem);
             }
         }
+    }
+
+    fn note(&mut self, name: &str, problem: &str) {
+        self.unused.push(ConfigProblem::new("", name, problem));
     }
 }
 

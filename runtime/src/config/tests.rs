@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::names::{ALIASES, VARIABLES};
+use super::names::{ALIASES, REDIS, VARIABLES};
 use super::*;
 
 fn variables<const N: usize>(variables: [(&str, &str); N]) -> Vec<(String, String)> {
@@ -118,7 +118,8 @@ fn every_variable_of_document_004_sets_its_key() {
 fn every_named_variable_and_alias_names_a_key_that_exists() {
     let defaults = tree(&Config::default());
     let keys = ALIASES.iter().map(|(section, _, key)| format!("{section}.{key}"));
-    for key in keys.chain(VARIABLES.iter().map(|(_, path)| (*path).to_owned())) {
+    let redis = REDIS.iter().filter(|_| cfg!(feature = "redis"));
+    for key in keys.chain(VARIABLES.iter().chain(redis).map(|(_, path)| (*path).to_owned())) {
         assert!(defaults.pointer(&format!("/{}", key.replace('.', "/"))).is_some(), "{key}");
     }
 }
@@ -213,8 +214,8 @@ fn variables_without_a_meaning_here_are_told_without_their_values() {
         ("REDIS_DB", "0"),
         ("REDIS_PASSWORD", "secret"),
     ]);
-    assert_eq!(all.len(), 4);
-    assert!(all.iter().all(|told| !told.contains("secret")), "{all:?}");
+    assert_eq!(all.len(), if cfg!(feature = "redis") { 0 } else { 4 });
+    assert!(all.iter().all(|told| !told.contains("secret") && told.contains("feature `redis`")), "{all:?}");
 }
 
 #[test]
@@ -422,5 +423,15 @@ proptest! {
         if let Ok(config) = Config::load_with(None, set) {
             prop_assert_eq!(config.validate(), Ok(()));
         }
+    }
+}
+
+#[cfg(not(feature = "redis"))]
+#[test]
+fn a_section_for_redis_says_which_feature_it_needs() {
+    for result in [Config::from_toml("[redis]\nenabled = true"), with_variables([("SEAWALL__REDIS__ENABLED", "true")])]
+    {
+        let found = problems(result);
+        assert!(found.len() == 1 && found[0].0 == "redis" && found[0].1.contains("cargo feature"), "{found:?}");
     }
 }

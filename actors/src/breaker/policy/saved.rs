@@ -38,6 +38,15 @@ impl BreakerPolicy {
         policy
     }
 
+    /// The same for a breaker that has not changed its state yet, as it is configured now.
+    pub fn take_over(&mut self, saved: SavedBreaker, now: Instant) {
+        let heard = self.heard;
+        *self = Self { heard, ..Self::restore(self.config.clone(), saved, now) };
+        // The calls that were counted so far are none of the generation that begins.
+        self.rules.clear(self.moment(now));
+        self.ages.clear(heard, now);
+    }
+
     /// What is to be saved.
     #[must_use]
     pub fn saved(&self, sequence: u64, now: Instant) -> SavedBreaker {

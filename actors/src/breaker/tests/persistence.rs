@@ -251,6 +251,26 @@ async fn a_store_that_cannot_be_loaded_starts_closed_and_is_written_over_by_the_
     }
 }
 
+/// Numbers begin anew where nothing could be loaded, so the store may hold another process's record under the number
+/// of this one's.
+#[tokio::test(start_paused = true)]
+async fn a_record_of_another_process_under_the_same_number_is_written_over_too() {
+    for sequence in 1..=3 {
+        let store = Arc::new(Nasty::default());
+        let first = rig_with(touchy(), Some(store.clone())).await;
+        for _ in 0..sequence {
+            first.cell.save().await.unwrap();
+        }
+        store.be(Behaviour::Fail);
+        let process = Process::start(store.clone(), touchy()).await;
+        store.be(Behaviour::Work);
+        process.rig.breaker.force_closed("a person knows better", None);
+        sleep(MS).await;
+        assert_eq!(store.inner.get(&graph()).unwrap().manual.unwrap().state, BreakerState::ForcedClosed);
+        process.kill().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_record_of_another_format_is_not_used() {
     let store = Arc::new(MemoryStateStore::default());
@@ -272,4 +292,112 @@ async fn a_record_is_read_back_as_it_was_written() {
     assert_eq!(serde_json::from_str::<SavedBreaker>(&json).unwrap(), record);
     let bytes = rmp_serde::to_vec(&record).unwrap();
     assert_eq!(rmp_serde::from_slice::<SavedBreaker>(&bytes).unwrap(), record);
+}
+
+/// A store on another machine, which answers when it is let.
+#[derive(Default)]
+struct Far {
+    near: Nasty,
+    answers: tokio::sync::Notify,
+}
+
+impl Far {
+    /// A store with the record of a breaker that was opened and had half of its wait before it.
+    async fn with_an_open_breaker() -> Arc<Self> {
+        let far = Arc::new(Self::default());
+        let first = rig(touchy()).await;
+        first.open();
+        advance(WAIT / 2).await;
+        far.near.inner.save(&graph(), first.cell.gate.record()).await.unwrap();
+        far
+    }
+}
+
+#[async_trait]
+impl BreakerStateStore for Far {
+    async fn load(&self, backend: &BackendName) -> Result<Option<SavedBreaker>, StoreError> {
+        self.answers.notified().await;
+        self.near.load(backend).await
+    }
+
+    async fn save(&self, backend: &BackendName, record: SavedBreaker) -> Result<(), StoreError> {
+        self.near.save(backend, record).await
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_start_waits_for_a_remote_store_and_its_record_is_taken_over_when_it_comes() {
+    let store = Far::with_an_open_breaker().await;
+    let before = tokio::time::Instant::now();
+    let process = Process::start(store.clone(), touchy()).await;
+    let mut events = process.rig.bus.subscribe();
+    let early = process.rig.admit();
+    assert_eq!((process.rig.state(), before.elapsed()), (BreakerState::Closed, Duration::ZERO));
+    sleep(Duration::from_secs(2)).await;
+    store.answers.notify_one();
+    sleep(MS).await;
+    assert_eq!(process.rig.refused(), Rejected { state: BreakerState::Open, retry_after: Some(WAIT / 2 - MS) });
+    assert_eq!(states(&drain(&mut events)), [BreakerState::Open]);
+    // What was let in before does not count for the verdict any more.
+    early.settle(CallOutcome::Failure);
+    let seen = process.rig.breaker.snapshot();
+    assert_eq!((seen.stale_results, seen.failed, seen.in_flight), (1, 1, 0));
+    assert_eq!(process.rig.breaker.explain().cause, Some(TransitionCause::Restored));
+    process.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_that_has_changed_its_state_takes_no_record_over_and_its_own_is_saved() {
+    let store = Far::with_an_open_breaker().await;
+    let process = Process::start(store.clone(), touchy()).await;
+    sleep(MS).await;
+    process.rig.breaker.force_closed("a person knows better", None);
+    sleep(Duration::from_secs(2)).await;
+    store.answers.notify_one();
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(process.rig.state(), BreakerState::ForcedClosed);
+    let saved = store.near.inner.get(&graph()).unwrap();
+    assert_eq!(saved.manual.unwrap().state, BreakerState::ForcedClosed);
+    process.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_remote_store_that_is_back_is_heard_unless_a_call_has_succeeded_meanwhile() {
+    for (succeeded, then) in [(false, BreakerState::Open), (true, BreakerState::Closed)] {
+        let store = Far::with_an_open_breaker().await;
+        store.near.be(Behaviour::Fail);
+        let process = Process::start(store.clone(), BreakerConfig::default()).await;
+        process.rig.call(if succeeded { CallOutcome::Success } else { CallOutcome::Failure });
+        store.answers.notify_one();
+        sleep(MS).await;
+        store.near.be(Behaviour::Work);
+        store.answers.notify_one();
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(process.rig.state(), then);
+        process.kill().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stops_before_the_record_came_leaves_it_as_it_is() {
+    let store = Far::with_an_open_breaker().await;
+    let kept = store.near.inner.get(&graph());
+    let process = Process::start(store.clone(), touchy()).await;
+    sleep(MS).await;
+    assert_eq!(process.rig.cell.save().await, Ok(()));
+    process.kill().await;
+    assert_eq!(store.near.inner.get(&graph()), kept);
+    // Nor is it lost to an actor that is restarted.
+    let next = Process::start(store.clone(), touchy()).await;
+    let cell = next.rig.cell.clone();
+    next.actor.kill_and_wait(None).await.unwrap();
+    let (actor, _) = Actor::spawn(None, BreakerActor, BreakerArguments { cell }).await.unwrap();
+    store.answers.notify_one();
+    sleep(MS).await;
+    assert_eq!(next.rig.state(), BreakerState::Open);
+    actor.kill_and_wait(None).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Where breaker states survive a restart: a small sled database of its own.
+//! Breaker states on sled, in a small database of its own.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
