@@ -106,6 +106,10 @@ struct BackendSeries {
     last_success: Gauge,
     success_rate: Gauge,
     availability: Gauge,
+    calls_in_flight: Gauge,
+    retries: Total,
+    budget_exhausted: Total,
+    bulkhead_rejections: Total,
     owed: Gauge,
     drained: Total,
     probes: Total,
@@ -168,6 +172,17 @@ impl BackendSeries {
                 "seawall_breaker_availability",
                 "Calls that were not rejected among all, 0 to 1; 1 without calls.",
             ),
+            calls_in_flight: r
+                .gauge("seawall_backend_calls_in_flight", "Places for calls that are taken, by users and the background."),
+            retries: r.total("seawall_backend_retries_total", "Calls that were made again because they had failed."),
+            budget_exhausted: r.total(
+                "seawall_backend_retry_budget_exhausted_total",
+                "Calls that were not made again because the retry budget was empty.",
+            ),
+            bulkhead_rejections: r.total(
+                "seawall_backend_bulkhead_rejections_total",
+                "Calls of users that were refused because as many were out as may be; the backend was not touched.",
+            ),
             owed: r.gauge("seawall_backend_owed_writes", "Accepted writes that the backend has not been given yet."),
             drained: r.total("seawall_backend_drained_writes_total", "Owed writes that the backend has been given."),
             probes: r.total("seawall_probes_total", "Health probes."),
@@ -199,6 +214,10 @@ impl BackendSeries {
         self.last_success.set(age(breaker.last_success));
         self.success_rate.set(breaker.success_rate());
         self.availability.set(breaker.availability());
+        set(&self.calls_in_flight, now.calls.in_flight);
+        self.retries.advance(now.calls.retries);
+        self.budget_exhausted.advance(now.calls.budget_exhausted);
+        self.bulkhead_rejections.advance(now.calls.bulkhead_rejections);
         set(&self.owed, now.owed);
         self.drained.advance(now.drained);
         self.probes.advance(now.probes);
