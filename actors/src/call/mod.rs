@@ -24,6 +24,8 @@
 mod budget;
 mod bulkhead;
 mod config;
+#[cfg(test)]
+mod tests;
 
 pub use budget::RetryBudget;
 pub use bulkhead::{Bulkhead, Place};

@@ -47,6 +47,8 @@ pub(crate) enum Act {
     Hang,
     /// What it should, this much later.
     Slow(Duration),
+    /// Fails without an effect, this much later.
+    SlowlyFail(Duration, BackendError),
     Panic,
 }
 
@@ -102,6 +104,10 @@ impl Inner {
             Act::Slow(after) => {
                 sleep(after).await;
                 Ok(work())
+            }
+            Act::SlowlyFail(after, error) => {
+                sleep(after).await;
+                Err(error)
             }
             Act::Panic => panic!("a bug of the backend"),
         }
