@@ -33,12 +33,7 @@ struct Narrow {
 impl Narrow {
     fn new() -> Arc<Self> {
         let inner = GraphBackend::in_memory(GraphConfig::default());
-        Arc::new(Self {
-            inner,
-            inside: AtomicUsize::new(0),
-            most: AtomicUsize::new(0),
-            probed: AtomicUsize::new(0),
-        })
+        Arc::new(Self { inner, inside: AtomicUsize::new(0), most: AtomicUsize::new(0), probed: AtomicUsize::new(0) })
     }
 
     async fn slowly<T>(&self, work: impl Future<Output = T>) -> T {

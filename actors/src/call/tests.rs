@@ -241,7 +241,8 @@ async fn the_drain_takes_what_users_leave_and_never_the_last_place() {
         rig.put(&format!("k{n:02}"), n).await.expect("is queued");
     }
     rig.store("engine").writes(Act::Slow(SECOND));
-    let users = |n: usize| (0..n).map(|_| rig.gate("engine").bulkhead.enter(Purpose::Live).unwrap()).collect::<Vec<_>>();
+    let users =
+        |n: usize| (0..n).map(|_| rig.gate("engine").bulkhead.enter(Purpose::Live).unwrap()).collect::<Vec<_>>();
     let four = users(4);
     rig.mode(Mode::QueueWrites).await;
     let _workers = rig.workers().await;

@@ -126,17 +126,14 @@ impl Reader {
         if let Near::Key(key) = &search.near {
             let walk = Traversal::from(key.clone()).direction(Direction::Both).depth(2).limit(search.limit);
             let walk = &walk;
-            match self.ask(Capability::GraphTraversal, |backend| async move { backend.traverse(walk).await }).await
-            {
+            match self.ask(Capability::GraphTraversal, |backend| async move { backend.traverse(walk).await }).await {
                 Ok(found) => return Ok(self.degraded(filtered(found, search), StandIn::Neighbours)),
                 Err(other) => refusal = prefer(refusal, other),
             }
         }
         if !search.filter.is_empty() {
-            let found =
-                self.ask(Capability::ExactMatch, |backend| async move {
-                    backend.find(&search.filter, search.limit).await
-                })
+            let found = self
+                .ask(Capability::ExactMatch, |backend| async move { backend.find(&search.filter, search.limit).await })
                 .await;
             if let Ok(found) = found {
                 return Ok(self.degraded(filtered(found, search), StandIn::ExactMatch));
@@ -160,7 +157,11 @@ impl Reader {
     }
 
     /// Asks the backends that can do this, one after another, until one answers.
-    async fn ask<'a, F>(&'a self, capability: Capability, call: impl Fn(Arc<dyn Backend>) -> F) -> Result<Found, Refusal>
+    async fn ask<'a, F>(
+        &'a self,
+        capability: Capability,
+        call: impl Fn(Arc<dyn Backend>) -> F,
+    ) -> Result<Found, Refusal>
     where
         F: Future<Output = Result<Vec<Hit>, BackendError>> + 'a,
     {

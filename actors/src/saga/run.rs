@@ -266,8 +266,7 @@ impl Operation {
             hold.untouched = false;
             ends.extend(self.run_legs(legs, &write, until, &rule).await);
         } else if write_first {
-            let (durable, done) =
-                tokio::join!(self.make_durable(&intent), self.run_legs(legs, &write, until, &rule));
+            let (durable, done) = tokio::join!(self.make_durable(&intent), self.run_legs(legs, &write, until, &rule));
             ends.extend(done);
             // In every backend is better than in the journal; in some of them is not.
             if durable.is_err()

@@ -56,12 +56,7 @@ pub struct SyncConfig {
 
 impl Default for SyncConfig {
     fn default() -> Self {
-        Self {
-            batch: 100,
-            concurrency: 16,
-            backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(30),
-        }
+        Self { batch: 100, concurrency: 16, backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(30) }
     }
 }
 

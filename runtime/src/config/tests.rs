@@ -394,11 +394,9 @@ fn a_page_that_others_can_reach_must_be_asked_for() {
 
 #[test]
 fn values_that_do_not_go_together_are_told() {
-    let text = "[queue]\nmax_entries = 50\nmax_bytes = 1_048_576\n[health]\ninterval = 3\n[limits]\nwrite_bytes = 2_000_000";
-    assert_eq!(
-        paths(Config::from_toml(text)),
-        ["health.timeout", "limits.write_bytes", "sync.batch"]
-    );
+    let text =
+        "[queue]\nmax_entries = 50\nmax_bytes = 1_048_576\n[health]\ninterval = 3\n[limits]\nwrite_bytes = 2_000_000";
+    assert_eq!(paths(Config::from_toml(text)), ["health.timeout", "limits.write_bytes", "sync.batch"]);
 }
 
 #[test]

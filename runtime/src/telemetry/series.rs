@@ -172,8 +172,10 @@ impl BackendSeries {
                 "seawall_breaker_availability",
                 "Calls that were not rejected among all, 0 to 1; 1 without calls.",
             ),
-            calls_in_flight: r
-                .gauge("seawall_backend_calls_in_flight", "Places for calls that are taken, by users and the background."),
+            calls_in_flight: r.gauge(
+                "seawall_backend_calls_in_flight",
+                "Places for calls that are taken, by users and the background.",
+            ),
             retries: r.total("seawall_backend_retries_total", "Calls that were made again because they had failed."),
             budget_exhausted: r.total(
                 "seawall_backend_retry_budget_exhausted_total",

@@ -21,8 +21,7 @@ impl Operation {
         rule: &WriteRule,
     ) -> Vec<(BackendName, LegEnd)> {
         let tries = tries(rule);
-        let (native, plain): (Vec<Leg>, Vec<Leg>) =
-            legs.into_iter().partition(|leg| leg.permit.store().is_native());
+        let (native, plain): (Vec<Leg>, Vec<Leg>) = legs.into_iter().partition(|leg| leg.permit.store().is_native());
         let begun = join_all(native.into_iter().map(|leg| self.begin_native(leg, write, until, tries)));
         let done = join_all(plain.into_iter().map(|leg| self.run_leg(leg, write, until, tries)));
         let (begun, mut ends) = tokio::join!(begun, done);
@@ -89,13 +88,7 @@ impl Operation {
     }
 
     /// Applies the write to one backend.
-    async fn run_leg(
-        &self,
-        mut leg: Leg,
-        write: &FencedWrite,
-        until: Instant,
-        tries: Tries,
-    ) -> (BackendName, LegEnd) {
+    async fn run_leg(&self, mut leg: Leg, write: &FencedWrite, until: Instant, tries: Tries) -> (BackendName, LegEnd) {
         let applied = leg.permit.apply(until, tries, write, true, &self.plane.versions).await;
         (leg.name().clone(), self.end_of(leg.permit.store(), applied))
     }
