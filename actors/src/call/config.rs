@@ -22,8 +22,9 @@ pub struct CallConfig {
     pub timeout: Duration,
     /// What happens to calls that fail while somebody waits.
     pub retry: RetryConfig,
-    /// Calls that may be out at the same time. Default 256, range 1 to 100 000. One more is refused at once. The
-    /// drain and compensations never take the last place. Probes are not counted.
+    /// Calls that may be out at the same time. Default 256, range 1 to 100 000. One more is refused at once, as if
+    /// the breaker were open. A write has its place until it is done, and whoever waits for another try keeps his.
+    /// The drain and compensations never take the last place. Probes are not counted.
     pub max_concurrent: usize,
 }
 

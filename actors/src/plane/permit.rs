@@ -163,8 +163,8 @@ impl CallPermit {
         }
     }
 
-    /// Applies a write, and makes sure that what stood in its way is a version of ours. `newest` as for
-    /// [`check_fence`].
+    /// Applies a write, and makes sure that what stood in its way is a version of ours. `newest` says that no later
+    /// write to its keys was accepted, so that nothing of ours can stand in its way.
     ///
     /// # Errors
     /// As [`call`](Self::call); and when the backend holds a version that this runtime never gave out, so that its
