@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let faults = Faults::new();
     let vector = FaultyBackend::new(VectorBackend::in_memory(VectorConfig::default()), &faults);
     let mut config = Config::default();
-    config.saga.backoff = Duration::from_millis(5); // default 50 ms; the example is short
+    config.call.retry.backoff = Duration::from_millis(5); // default 50 ms; the example is short
     let runtime = Runtime::builder()
         .config(config)
         .data_dir(dir.path())

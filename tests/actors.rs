@@ -88,8 +88,8 @@ fn patient() -> Config {
     config.breaker.reset_timeout = 50 * MS;
     config.sync.backoff = 5 * MS;
     config.sync.max_backoff = 50 * MS;
-    config.saga.backoff = 2 * MS;
-    config.saga.max_backoff = 20 * MS;
+    config.call.retry.backoff = 2 * MS;
+    config.call.retry.max_backoff = 20 * MS;
     config.health.interval = 20 * MS;
     config.health.timeout = 20 * MS;
     config

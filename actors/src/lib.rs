@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod breaker;
+pub mod call;
 pub mod config;
 pub mod error;
 pub mod event;

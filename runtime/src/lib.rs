@@ -30,6 +30,7 @@ pub use breakers::SledStateStore;
 pub use runtime::{Control, Runtime};
 pub use seawall_actors::backend;
 pub use seawall_actors::breaker;
+pub use seawall_actors::call;
 pub use seawall_actors::error::Refusal;
 pub use seawall_actors::event;
 pub use seawall_actors::fallback;

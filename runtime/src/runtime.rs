@@ -203,6 +203,7 @@ impl Observe for Observed {
                 let probe = probes.iter().find(|probe| probe.backend == store.name);
                 BackendObservation {
                     breaker: store.breaker.snapshot(),
+                    calls: store.stats(),
                     owed: ledger.owed(&store.name) as u64,
                     drained: drains.iter().find(|drain| drain.backend == store.name).map_or(0, |drain| drain.drained),
                     probes: probe.map_or(0, |probe| probe.probes),

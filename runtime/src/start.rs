@@ -15,11 +15,12 @@ use seawall_actors::gateway::{Door, Gateway, Handle};
 use seawall_actors::health::{Admission, ProbePermit, Prober, ProberMessage, ProberSetup, Target};
 use seawall_actors::journal::{Journal, JournalError, JournalRecord, Ledger, LossReport};
 use seawall_actors::operation::Version;
-use seawall_actors::plane::{DataPlane, LiveCalls, Store, Versions};
+use seawall_actors::plane::{DataPlane, Store, Versions};
 use seawall_actors::saga::{SagaArguments, SagaCoordinator};
 use seawall_actors::supervisor::{Branch, ChildSpec, OperationTasks, RestartConfig, Slot, Strategy, Tree};
 use seawall_actors::sync::{SyncArguments, SyncWorker};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::breakers::SledStateStore;
@@ -329,14 +330,7 @@ impl Builder {
             let name = backend.name();
             let settings = self.config.breaker_of(&name).clone();
             let cell = BreakerCell::open(name.clone(), settings, Arc::clone(events), states.cloned()).await;
-            stores.push(Arc::new(Store {
-                role: backend.role(),
-                capabilities: backend.capabilities(),
-                breaker: cell.handle(),
-                live: LiveCalls::default(),
-                name,
-                backend,
-            }));
+            stores.push(Arc::new(Store::new(backend, cell.handle(), self.config.call_of(&name).clone())));
             cells.push(cell);
         }
         (stores, cells)
@@ -376,8 +370,9 @@ async fn newest_version(stores: &[Arc<Store>], highest: Version, fresh: bool) ->
         return highest;
     }
     let asked = stores.iter().map(|store| async move {
-        let lease = store.breaker.gate().try_acquire_owned(Purpose::Live).ok()?;
-        match store.call(lease, NEWEST_VERSION_TIMEOUT, store.backend.newest_version()).await {
+        let mut permit = store.permit(Purpose::Live).ok()?;
+        let until = Instant::now() + NEWEST_VERSION_TIMEOUT;
+        match permit.call_once(until, |backend| async move { backend.newest_version().await }).await {
             Ok(version) => Some(version),
             Err(error) => {
                 tracing::warn!(backend = %store.name, %error, "a backend does not tell which versions it holds");
@@ -403,7 +398,7 @@ fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots, durations: Arc
             }),
             Err(rejected) => Admission::Refused { retry_after: rejected.retry_after },
         };
-        Target::new(Arc::clone(&store.backend), Arc::new(admit), config.health.clone())
+        Target::new(store.probed(), Arc::new(admit), config.health.clone())
     };
     let (fallback, stores) = (plane.fallback.clone(), plane.stores.clone());
     Arc::new(ProberSetup {
@@ -450,7 +445,7 @@ fn tree(
     let branch = |name: &str, strategy, restarts: &RestartConfig, children| {
         Branch::new(name, strategy, restarts.clone(), Arc::clone(&plane.events), children)
     };
-    let sagas = SagaArguments::new(Arc::clone(plane), &config.saga);
+    let sagas = SagaArguments::new(Arc::clone(plane));
     let core = vec![
         ChildSpec::actor("fallback", slots.fallback.clone(), move || (FallbackManager, fallback.clone())).drained(),
         ChildSpec::actor("saga", slots.saga.clone(), move || (SagaCoordinator, sagas.clone())),

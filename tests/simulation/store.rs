@@ -1,6 +1,7 @@
 //! The stores, which outlive the processes that call them, and the wires in between, on which anything can happen.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -220,17 +221,30 @@ pub(crate) struct Wire {
     store: Arc<Store>,
     life: Arc<Life>,
     disk: Arc<Disk>,
+    /// Calls that are out, but for probes.
+    calls: Arc<AtomicUsize>,
 }
 
 impl Wire {
     pub(crate) fn new(store: &Arc<Store>, life: &Arc<Life>, disk: &Arc<Disk>) -> Self {
-        Self { store: Arc::clone(store), life: Arc::clone(life), disk: Arc::clone(disk) }
+        Self { store: Arc::clone(store), life: Arc::clone(life), disk: Arc::clone(disk), calls: Arc::default() }
+    }
+
+    /// A call goes out, unless as many are out as may be.
+    fn enter(&self) -> Call {
+        let (out, scene) = (self.calls.fetch_add(1, Ordering::Relaxed) + 1, &self.store.scene);
+        let limit = scene.weather.config.call_of(&self.store.name).max_concurrent;
+        if out > limit {
+            scene.problem(format!("{out} calls to {} are out, and {limit} may be", self.store.name));
+        }
+        Call(Arc::clone(&self.calls))
     }
 
     /// Sends a write that was let out. Dropping the future does not stop what is on its way.
     async fn send(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
+        let _call = self.enter();
         self.life.act().await;
-        let Self { store, life, disk } = self;
+        let Self { store, life, disk, .. } = self;
         let scene = &store.scene;
         let fate = store.fate(true);
         trace!(scene, "{}: {:?} {} meets {fate:?}", store.name, write.fence, write.version);
@@ -268,6 +282,11 @@ impl Wire {
 
     /// Asks something that changes nothing.
     async fn ask<T>(&self, what: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {
+        let _call = self.enter();
+        self.look(what).await
+    }
+
+    async fn look<T>(&self, what: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {
         self.life.act().await;
         let fate = self.store.fate(false);
         trace!(self.store.scene, "{}: a question meets {fate:?}", self.store.name);
@@ -286,6 +305,15 @@ impl Wire {
             Reply::Lost => Err(failure(ErrorKind::Unknown)),
             Reply::Never => std::future::pending().await,
         }
+    }
+}
+
+/// A call that is out.
+struct Call(Arc<AtomicUsize>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -341,7 +369,7 @@ impl Backend for Wire {
 
     async fn probe(&self) -> Result<Health, BackendError> {
         let condition = locked(&self.store.state).condition;
-        self.ask(async { Ok(if condition == Condition::ReadOnly { Health::ReadOnly } else { Health::Healthy }) }).await
+        self.look(async { Ok(if condition == Condition::ReadOnly { Health::ReadOnly } else { Health::Healthy }) }).await
     }
 
     async fn newest_version(&self) -> Result<Version, BackendError> {

@@ -89,9 +89,9 @@ pub(crate) async fn rest(world: &World, process: &Process) {
     }
     // What was asked before may still fail.
     let config = &scene.weather.config;
-    let asked =
-        [config.health.timeout, config.saga.step_timeout, config.sync.step_timeout, config.gateway.read_timeout];
-    sleep(asked.into_iter().max().unwrap_or_default()).await;
+    let calls = world.stores.iter().map(|store| config.call_of(&store.name).timeout);
+    let asked = calls.chain([config.health.timeout, config.gateway.read_timeout]);
+    sleep(asked.max().unwrap_or_default()).await;
     if scene.weather.disk.fails > 0.0 {
         // A disk that has just failed is known to have, and those who know begin to heal.
         sleep(NEWS).await;

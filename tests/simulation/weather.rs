@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use seawall::config::Config;
+use seawall::call::{BudgetConfig, CallConfig, RetryConfig};
+use seawall::config::{BackendConfig, Config};
 use seawall::fallback::{JournalFallback, Mode};
 use seawall::saga::Durability;
 
@@ -216,6 +217,10 @@ impl Draw<'_> {
         breaker.reset_timeout = self.time(50 * MS, 10_000 * MS);
         breaker.half_open_lease = self.time(100 * MS, 10_000 * MS);
         breaker.half_open_probes = self.chance(0.3).then(|| 1 + self.0.u32(0..3));
+        if self.chance(0.3) {
+            let breaker = breaker.clone();
+            config.backends.insert("graph".to_owned(), BackendConfig { breaker, call: self.of_calls() });
+        }
         config.health.interval = self.time(500 * MS, 30_000 * MS);
         config.health.timeout = self.time(50 * MS, 5_000 * MS).min(config.health.interval);
         let fallback = &mut config.fallback;
@@ -250,18 +255,29 @@ impl Draw<'_> {
         }
         let saga = &mut config.saga;
         saga.timeout = self.time(200 * MS, 10_000 * MS);
-        saga.step_timeout = self.time(20 * MS, 3_000 * MS).min(saga.timeout);
-        saga.max_retries = self.0.u32(0..4);
-        saga.backoff = self.time(MS, 200 * MS);
-        saga.max_backoff = saga.backoff.max(self.time(50 * MS, 2_000 * MS));
         saga.rollback_timeout = self.time(50 * MS, 3_000 * MS);
         saga.durability = if self.chance(0.2) { Durability::Overlapped } else { Durability::Strict };
         let sync = &mut config.sync;
         sync.concurrency = 1 + self.below(8);
         sync.batch = 1 + self.below(3);
-        sync.step_timeout = self.time(20 * MS, 3_000 * MS);
         sync.backoff = self.time(MS, 500 * MS);
         sync.max_backoff = sync.backoff.max(self.time(50 * MS, 10_000 * MS));
+        config.call = self.of_calls();
+    }
+
+    fn of_calls(&mut self) -> CallConfig {
+        let backoff = self.time(MS, 200 * MS);
+        let budget = BudgetConfig {
+            capacity: if self.chance(0.1) { 0 } else { self.0.u32(1..20) },
+            per_call: self.0.f64(),
+            per_second: if self.chance(0.2) { 0.0 } else { self.0.f64() * 10.0 },
+        };
+        let max_backoff = backoff.max(self.time(50 * MS, 2_000 * MS));
+        CallConfig {
+            timeout: self.time(20 * MS, 3_000 * MS),
+            retry: RetryConfig { max_retries: self.0.u32(0..4), backoff, max_backoff, budget },
+            max_concurrent: if self.chance(0.3) { 1 + self.below(4) } else { 256 },
+        }
     }
 }
 

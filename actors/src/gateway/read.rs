@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::backend::{BackendError, Capability, Role, Stored};
+use crate::backend::{Backend, BackendError, Capability, Role, Stored};
 use crate::breaker::Purpose;
 use crate::error::Refusal;
 use crate::fallback::{FillToken, Plan, ReadRule};
 use crate::operation::{Degraded, Direction, Found, Hit, Near, Retrieved, Search, Source, StandIn, Traversal, Version};
-use crate::plane::{DataPlane, Store};
+use crate::plane::{DataPlane, FailedCall, Store, Tries};
 use crate::record::{Key, Record};
 
 /// One read.
@@ -85,8 +85,8 @@ impl Reader {
         let mut refusal = None;
         let readers = if backends { self.readers(None) } else { Vec::new() };
         for (place, store) in readers.iter().enumerate() {
-            let read = store.backend.read(std::slice::from_ref(key));
-            let result = match self.call(store, readers.len() - place, read).await {
+            let read = |backend: Arc<dyn Backend>| async move { backend.read(std::slice::from_ref(key)).await };
+            let result = match self.call(store, &readers[place + 1..], read).await {
                 Ok(stored) => stored.into_iter().next().flatten(),
                 Err(error) => {
                     refusal.get_or_insert(error);
@@ -117,7 +117,7 @@ impl Reader {
 
     pub(super) async fn search(&self, search: &Search) -> Result<Found, Refusal> {
         let asked = Capability::VectorSearch;
-        let mut refusal = match self.ask(asked, |store| async move { store.backend.search(search).await }).await {
+        let mut refusal = match self.ask(asked, |backend| async move { backend.search(search).await }).await {
             Ok(found) => return Ok(filtered(found, search)),
             // Nothing is lost: the store answered. Unless what it does not know is on its way to it.
             Err(refusal @ Refusal::Rejected { .. }) if !self.is_owed(&search.near) => return Err(refusal),
@@ -126,17 +126,14 @@ impl Reader {
         if let Near::Key(key) = &search.near {
             let walk = Traversal::from(key.clone()).direction(Direction::Both).depth(2).limit(search.limit);
             let walk = &walk;
-            match self.ask(Capability::GraphTraversal, |store| async move { store.backend.traverse(walk).await }).await
-            {
+            match self.ask(Capability::GraphTraversal, |backend| async move { backend.traverse(walk).await }).await {
                 Ok(found) => return Ok(self.degraded(filtered(found, search), StandIn::Neighbours)),
                 Err(other) => refusal = prefer(refusal, other),
             }
         }
         if !search.filter.is_empty() {
-            let found =
-                self.ask(Capability::ExactMatch, |store| async move {
-                    store.backend.find(&search.filter, search.limit).await
-                })
+            let found = self
+                .ask(Capability::ExactMatch, |backend| async move { backend.find(&search.filter, search.limit).await })
                 .await;
             if let Ok(found) = found {
                 return Ok(self.degraded(filtered(found, search), StandIn::ExactMatch));
@@ -147,20 +144,24 @@ impl Reader {
 
     pub(super) async fn traverse(&self, traversal: &Traversal) -> Result<Found, Refusal> {
         let asked = Capability::GraphTraversal;
-        let refusal = match self.ask(asked, |store| async move { store.backend.traverse(traversal).await }).await {
+        let refusal = match self.ask(asked, |backend| async move { backend.traverse(traversal).await }).await {
             Ok(found) => return Ok(found),
             Err(refusal) => refusal,
         };
         let near = Search::like(traversal.from.clone()).limit(traversal.limit);
         let near = &near;
-        match self.ask(Capability::VectorSearch, |store| async move { store.backend.search(near).await }).await {
+        match self.ask(Capability::VectorSearch, |backend| async move { backend.search(near).await }).await {
             Ok(found) => Ok(self.degraded(found, StandIn::VectorSearch)),
             Err(_) => Err(self.lost(asked, refusal)),
         }
     }
 
     /// Asks the backends that can do this, one after another, until one answers.
-    async fn ask<'a, F>(&'a self, capability: Capability, call: impl Fn(Arc<Store>) -> F) -> Result<Found, Refusal>
+    async fn ask<'a, F>(
+        &'a self,
+        capability: Capability,
+        call: impl Fn(Arc<dyn Backend>) -> F,
+    ) -> Result<Found, Refusal>
     where
         F: Future<Output = Result<Vec<Hit>, BackendError>> + 'a,
     {
@@ -174,7 +175,7 @@ impl Reader {
         let readers = self.readers(Some(capability));
         for (place, store) in readers.iter().enumerate() {
             let owed = self.plane.ledger().owed(&store.name);
-            match self.call(store, readers.len() - place, call(Arc::clone(store))).await {
+            match self.call(store, &readers[place + 1..], &call).await {
                 Ok(hits) => {
                     return Ok(Found {
                         hits: self.current(hits),
@@ -217,27 +218,31 @@ impl Reader {
             .collect()
     }
 
-    /// Calls one of this many backends that are still to be asked: none may use up the time of the others.
-    async fn call<T>(
+    /// Calls one backend before these others: none may use up the time of the others, and nobody waits for another
+    /// try of one while another one can answer as well.
+    async fn call<T, F>(
         &self,
-        store: &Store,
-        still: usize,
-        call: impl Future<Output = Result<T, BackendError>>,
-    ) -> Result<T, Refusal> {
-        let unavailable =
-            |reason: String, retry_after| Refusal::Unavailable { backend: store.name.clone(), reason, retry_after };
-        let lease = store
-            .breaker
-            .gate()
-            .try_acquire_owned(Purpose::Live)
-            .map_err(|rejected| unavailable(rejected.to_string(), rejected.retry_after))?;
-        let _live = store.live.enter();
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let timeout = left / u32::try_from(still).unwrap_or(u32::MAX).max(1);
-        store.call(lease, timeout, call).await.map_err(|error| match error.verdict().hopeless {
-            true => Refusal::Rejected { backend: store.name.clone(), reason: error.to_string() },
-            false => unavailable(error.to_string(), error.retry_after),
-        })
+        store: &Arc<Store>,
+        others: &[Arc<Store>],
+        call: impl FnMut(Arc<dyn Backend>) -> F,
+    ) -> Result<T, Refusal>
+    where
+        F: Future<Output = Result<T, BackendError>>,
+    {
+        let refusal = |failed: FailedCall| {
+            let backend = store.name.clone();
+            match failed.backend() {
+                Some(error) if error.verdict().hopeless => Refusal::Rejected { backend, reason: error.to_string() },
+                _ => Refusal::Unavailable { backend, reason: failed.to_string(), retry_after: failed.retry_after() },
+            }
+        };
+        let mut permit = store.permit(Purpose::Live).map_err(|denied| refusal(denied.into()))?;
+        let now = Instant::now();
+        let left = self.deadline.saturating_duration_since(now);
+        let until = now + left / u32::try_from(others.len() + 1).unwrap_or(u32::MAX);
+        let elsewhere = others.iter().any(|other| other.role == Role::Required);
+        let tries = if elsewhere { Tries::One } else { Tries::Several };
+        permit.call(until, tries, call).await.map_err(refusal)
     }
 
     fn is_owed(&self, near: &Near) -> bool {

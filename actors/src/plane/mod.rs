@@ -4,6 +4,7 @@
 //! message. Nothing in here is lost when an actor dies, and no lock in here is held over an await.
 
 mod locks;
+mod permit;
 #[cfg(test)]
 pub(crate) mod rehearsal;
 #[cfg(all(test, any(seawall_loom, seawall_shuttle)))]
@@ -12,7 +13,8 @@ mod store;
 mod versions;
 
 pub use locks::{KeyGuard, KeyLocks};
-pub use store::{FOREIGN_VERSION, LiveCall, LiveCalls, Store};
+pub use permit::{CallPermit, Cause, FailedCall, Tries};
+pub use store::{FOREIGN_VERSION, Store};
 pub(crate) use store::{check_fence, is_foreign};
 pub use versions::Versions;
 

@@ -12,12 +12,13 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::{DataPlane, LiveCalls, Store, Versions};
+use super::{DataPlane, Store, Versions};
 use crate::backend::{
     Applied, Backend, BackendError, BackendName, Capabilities, Fence, FencedWrite, Health, Role, Stored, Transaction,
     Transactions,
 };
 use crate::breaker::{BreakerCell, BreakerConfig};
+use crate::call::CallConfig;
 use crate::error::Refusal;
 use crate::event::EventBus;
 use crate::fallback::{Access, BackendFacts, FallbackArguments, FallbackConfig, FallbackManager, Mode};
@@ -46,6 +47,8 @@ pub(crate) enum Act {
     Hang,
     /// What it should, this much later.
     Slow(Duration),
+    /// Fails without an effect, this much later.
+    SlowlyFail(Duration, BackendError),
     Panic,
 }
 
@@ -101,6 +104,10 @@ impl Inner {
             Act::Slow(after) => {
                 sleep(after).await;
                 Ok(work())
+            }
+            Act::SlowlyFail(after, error) => {
+                sleep(after).await;
+                Err(error)
             }
             Act::Panic => panic!("a bug of the backend"),
         }
@@ -390,6 +397,7 @@ pub(crate) struct Settings {
     pub(crate) sync: SyncConfig,
     pub(crate) queue: QueueConfig,
     pub(crate) breaker: BreakerConfig,
+    pub(crate) call: CallConfig,
     pub(crate) gateway: GatewayConfig,
 }
 
@@ -439,14 +447,7 @@ impl Rig {
         let mut opened = Vec::with_capacity(stores.len());
         for store in &stores {
             let cell = BreakerCell::open(store.name(), settings.breaker.clone(), Arc::clone(&bus), None).await;
-            opened.push(Arc::new(Store {
-                name: store.name(),
-                role: store.role,
-                capabilities: store.capabilities,
-                backend: Arc::clone(store) as _,
-                breaker: cell.handle(),
-                live: LiveCalls::default(),
-            }));
+            opened.push(Arc::new(Store::new(Arc::clone(store) as _, cell.handle(), settings.call.clone())));
         }
         let mut ledger = Ledger::new(settings.queue.clone());
         for record in records {
@@ -488,7 +489,7 @@ impl Rig {
         self.stores.iter().find(|store| store.name == name).expect("there is one of this name")
     }
 
-    pub(crate) fn gate(&self, name: &str) -> &Store {
+    pub(crate) fn gate(&self, name: &str) -> &Arc<Store> {
         self.plane.store(&name.into()).expect("there is one of this name")
     }
 
@@ -531,7 +532,7 @@ impl Rig {
     pub(crate) async fn workers(&self) -> Workers {
         let sync = SyncArguments::writes(Arc::clone(&self.plane), Arc::new(self.settings.sync.clone()));
         let (sync, _) = Actor::spawn(None, SyncWorker, sync).await.expect("it starts");
-        let sagas = SagaArguments::new(Arc::clone(&self.plane), &self.settings.saga);
+        let sagas = SagaArguments::new(Arc::clone(&self.plane));
         let (saga, _) = Actor::spawn(None, SagaCoordinator, sagas).await.expect("it starts");
         Workers { sync, saga }
     }

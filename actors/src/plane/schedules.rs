@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use super::{LiveCalls, Versions};
+use super::Versions;
 use crate::operation::Version;
 use crate::threads::schedules::{explore, thread};
 
@@ -60,24 +60,5 @@ fn a_version_that_counts_as_reserved_is_below_a_reservation_that_is_durable() {
         write(&versions, &durable);
         other.join().unwrap();
         assert_eq!(versions.reservation(), None, "half a million are left");
-    });
-}
-
-#[test]
-fn live_calls_are_all_counted_and_none_is_left_behind() {
-    explore(|| {
-        let live = LiveCalls::default();
-        let callers: Vec<_> = (0..2)
-            .map(|_| {
-                let live = live.clone();
-                thread::spawn(move || {
-                    let _call = live.enter();
-                    assert!((1..=2).contains(&live.count()));
-                })
-            })
-            .collect();
-        assert!(live.count() <= 2);
-        callers.into_iter().for_each(|caller| caller.join().unwrap());
-        assert_eq!(live.count(), 0);
     });
 }

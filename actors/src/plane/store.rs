@@ -1,20 +1,24 @@
-//! One backend with its gate, and the one way to call it.
+//! One backend with its gate, its bulkhead and its retry budget.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
 
-use crate::backend::{Applied, Backend, BackendError, BackendName, Capabilities, ErrorKind, Fence, FencedWrite, Role};
-use crate::breaker::{BreakerHandle, OwnedLease as Lease};
-use crate::plane::Versions;
-use crate::threads::atomic::{AtomicUsize, Ordering};
 use futures::FutureExt;
+use tokio::time::{Instant, timeout_at};
+
+use super::permit::CallPermit;
+use crate::backend::{Applied, Backend, BackendError, BackendName, Capabilities, ErrorKind, Fence, FencedWrite, Role};
+use crate::breaker::{BreakerHandle, OwnedLease as Lease, Purpose, Rejected};
+use crate::call::{Bulkhead, CallConfig, CallStats, Denied, RetryBudget};
+use crate::plane::Versions;
+use crate::threads::atomic::{AtomicU64, Ordering};
+use crate::threads::{Mutex, MutexGuard};
 
 /// The code of the error when a backend holds a version that this runtime never gave out.
 pub const FOREIGN_VERSION: &str = "foreign_version";
 
-/// One backend with its breaker.
+/// One backend with its breaker. It is called with a [permit](Self::permit), and in no other way.
 pub struct Store {
     /// Its name.
     pub name: BackendName,
@@ -22,57 +26,95 @@ pub struct Store {
     pub role: Role,
     /// What it can be asked for.
     pub capabilities: Capabilities,
-    /// The adapter.
-    pub backend: Arc<dyn Backend>,
     /// Its breaker.
     pub breaker: BreakerHandle,
-    /// How many calls of users it is working on now; the drain steps back for them.
-    pub live: LiveCalls,
-}
-
-/// Counts the calls of users that a backend is working on.
-#[derive(Clone, Default)]
-pub struct LiveCalls(Arc<AtomicUsize>);
-
-impl LiveCalls {
-    /// Counts one call until the guard is dropped.
-    #[must_use]
-    pub fn enter(&self) -> LiveCall<'_> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        LiveCall(&self.0)
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// One call that is counted.
-pub struct LiveCall<'a>(&'a AtomicUsize);
-
-impl Drop for LiveCall<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    /// How it is called.
+    pub config: CallConfig,
+    /// Places for calls to it; the drain steps back for those of users.
+    pub bulkhead: Arc<Bulkhead>,
+    backend: Arc<dyn Backend>,
+    budget: Mutex<RetryBudget>,
+    /// Calls of users that were no retries: they pay for the retries.
+    calls: AtomicU64,
+    retries: AtomicU64,
+    exhausted: AtomicU64,
 }
 
 impl Store {
-    /// Calls the adapter under a lease: no longer than `timeout`, and a panic in it is an error like another.
-    /// The lease is settled with what came out; dropping the future cancels both.
+    /// A backend behind this breaker, called so.
+    #[must_use]
+    pub fn new(backend: Arc<dyn Backend>, breaker: BreakerHandle, config: CallConfig) -> Self {
+        Self {
+            name: backend.name(),
+            role: backend.role(),
+            capabilities: backend.capabilities(),
+            breaker,
+            bulkhead: Arc::new(Bulkhead::new(config.max_concurrent)),
+            backend,
+            budget: Mutex::new(RetryBudget::new(config.retry.budget.clone(), Instant::now())),
+            config,
+            calls: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            exhausted: AtomicU64::new(0),
+        }
+    }
+
+    /// Asks to be let in: for a place in the bulkhead, and then for the breaker's lease of the first call. Touches
+    /// nothing.
     ///
     /// # Errors
-    /// What the adapter said; [`ErrorKind::Unknown`](crate::backend::ErrorKind::Unknown) when it did not answer in
-    /// time or panicked.
-    pub async fn call<T>(
+    /// [`Denied`]; the backend must not be touched then.
+    pub fn permit(self: &Arc<Self>, purpose: Purpose) -> Result<CallPermit, Denied> {
+        // In this order, for a lease that is not used costs a breaker in half-open one of its probes.
+        let Some(place) = self.bulkhead.enter(purpose) else {
+            return Err(Denied::Bulkhead { limit: self.bulkhead.limit(), retry_after: self.config.retry.backoff });
+        };
+        let lease = self.breaker.gate().try_acquire_owned(purpose)?;
+        Ok(CallPermit::new(Arc::clone(self), purpose, place, lease))
+    }
+
+    /// Whether it has transactions of its own.
+    #[must_use]
+    pub fn is_native(&self) -> bool {
+        self.backend.transactions().is_some()
+    }
+
+    /// The adapter, for the health prober: it asks the gate by itself, and no limit of calls keeps it from looking.
+    #[must_use]
+    pub fn probed(&self) -> Arc<dyn Backend> {
+        Arc::clone(&self.backend)
+    }
+
+    /// How the calls to it stand.
+    #[must_use]
+    pub fn stats(&self) -> CallStats {
+        CallStats {
+            in_flight: self.bulkhead.all() as u64,
+            retries: self.retries.load(Ordering::Relaxed),
+            budget_exhausted: self.exhausted.load(Ordering::Relaxed),
+            bulkhead_rejections: self.bulkhead.rejected(),
+        }
+    }
+
+    /// Calls the adapter once under a lease: no longer than its timeout and until this moment, and a panic in it is
+    /// an error like another. The lease is settled with what came out; dropping the future cancels both.
+    ///
+    /// # Errors
+    /// What the adapter said; [`ErrorKind::Unknown`] when it did not answer in time or panicked.
+    pub(super) async fn attempt<T, F>(
         &self,
         mut lease: Lease,
-        timeout: Duration,
-        call: impl Future<Output = Result<T, BackendError>>,
-    ) -> Result<T, BackendError> {
-        lease.called(tokio::time::Instant::now());
-        let result = match tokio::time::timeout(timeout, AssertUnwindSafe(call).catch_unwind()).await {
+        until: Instant,
+        call: impl FnOnce(Arc<dyn Backend>) -> F,
+    ) -> Result<T, BackendError>
+    where
+        F: Future<Output = Result<T, BackendError>>,
+    {
+        let began = Instant::now();
+        lease.called(began);
+        let timeout = self.config.timeout.min(until.saturating_duration_since(began));
+        let call = async { call(Arc::clone(&self.backend)).await };
+        let result = match timeout_at(began + timeout, AssertUnwindSafe(call).catch_unwind()).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(BackendError::unknown("the backend panicked").with_code("panic")),
             Err(_) => Err(BackendError::unknown(format!("no answer within {timeout:?}")).with_code("timeout")),
@@ -81,27 +123,45 @@ impl Store {
         result
     }
 
-    /// Applies a write under a lease, and makes sure that what stood in its way is a version of ours. `newest` says
-    /// that no later write to its keys was accepted, so that nothing of ours can stand in its way.
-    ///
-    /// # Errors
-    /// As [`call`](Self::call); and when the backend holds a version that this runtime never gave out, so that
-    /// its fence swallowed the write.
-    pub async fn apply(
-        &self,
-        lease: Lease,
-        timeout: Duration,
-        write: &FencedWrite,
-        newest: bool,
-        versions: &Versions,
-    ) -> Result<Applied, BackendError> {
-        let applied = self.call(lease, timeout, self.backend.apply(write)).await?;
-        check_fence(applied, write, newest, versions)
+    /// A user's call is made, and pays for a part of a retry.
+    pub(super) fn pay_for_retries(&self) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether there is a token for a retry; counted if not.
+    pub(super) fn affords_retry(&self) -> bool {
+        self.check_budget(&mut self.budget())
+    }
+
+    /// The lease for a retry, which costs a token; `None` without one. The gate is asked first, and a call that it
+    /// refuses costs nothing.
+    pub(super) fn lease_retry(&self, purpose: Purpose) -> Result<Option<Lease>, Rejected> {
+        let mut budget = self.budget();
+        if !self.check_budget(&mut budget) {
+            return Ok(None);
+        }
+        let lease = self.breaker.gate().try_acquire_owned(purpose)?;
+        budget.take_token();
+        self.retries.fetch_add(1, Ordering::Relaxed);
+        Ok(Some(lease))
+    }
+
+    fn check_budget(&self, budget: &mut RetryBudget) -> bool {
+        let has = budget.has_token(self.calls.load(Ordering::Relaxed), Instant::now());
+        if !has {
+            self.exhausted.fetch_add(1, Ordering::Relaxed);
+        }
+        has
+    }
+
+    fn budget(&self) -> MutexGuard<'_, RetryBudget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Whether what stood in the way of a write is a version that this runtime gave out. A compensation gives way to
-/// whatever is newer: what it would take back is not there.
+/// whatever is newer: what it would take back is not there. `newest` says that no later write to its keys was
+/// accepted, so that nothing of ours can stand in its way.
 ///
 /// # Errors
 /// When it is not. The versions are raised above it, so that another write gets through; this one, which has its
@@ -120,7 +180,7 @@ pub(crate) fn check_fence(
     // Of several changes some may have gone through.
     let kind = if write.changes.len() > 1 { ErrorKind::Unknown } else { ErrorKind::Refused };
     let error = BackendError::new(kind, format!("the backend holds {held}, which this runtime never gave out"));
-    Err(error.with_code(FOREIGN_VERSION).with_retry_after(Duration::ZERO))
+    Err(error.with_code(FOREIGN_VERSION).with_retry_after(std::time::Duration::ZERO))
 }
 
 /// Whether this is the error of [`check_fence`].

@@ -1,12 +1,10 @@
 //! The saga coordinator: what no caller waits for any more.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::plane::DataPlane;
-use crate::saga::SagaConfig;
 use crate::sync::{Lanes, SyncArguments, SyncConfig, SyncMessage};
 
 /// Compensations on one backend that run side by side.
@@ -23,14 +21,8 @@ pub struct SagaArguments(SyncArguments);
 impl SagaArguments {
     /// For a coordinator over these stores.
     #[must_use]
-    pub fn new(plane: Arc<DataPlane>, config: &SagaConfig) -> Self {
-        let lanes = SyncConfig {
-            concurrency: CONCURRENCY,
-            step_timeout: config.step_timeout,
-            backoff: config.backoff.max(Duration::from_millis(1)),
-            max_backoff: config.max_backoff,
-            ..SyncConfig::default()
-        };
+    pub fn new(plane: Arc<DataPlane>) -> Self {
+        let lanes = SyncConfig { concurrency: CONCURRENCY, ..SyncConfig::default() };
         Self(SyncArguments::new(plane, Arc::new(lanes), true))
     }
 }

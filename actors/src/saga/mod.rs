@@ -7,7 +7,7 @@
 //!               ▼
 //!           Intent ──────────────► journal, durable: who owes what, and how to take it back
 //!               │
-//!   execute     │  one leg per backend, side by side, each call under a lease; 3 retries
+//!   execute     │  one leg per backend, side by side, each call under a lease, with retries
 //!               │
 //!   commit      │  native transactions last
 //!               ▼
@@ -52,26 +52,15 @@ pub enum Durability {
     Overlapped,
 }
 
-/// Settings of sagas.
+/// Settings of sagas. How their calls are made is in [`CallConfig`](crate::call::CallConfig), `max_retries` of document
+/// 000 included.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SagaConfig {
-    /// How long all the legs of a write may take together. Default 30 s (document 000), range 10 ms to 1 h.
+    /// How long all the legs of a write may take together, retries included. Default 30 s (document 000), range
+    /// 10 ms to 1 h.
     #[serde(alias = "timeout_seconds", with = "crate::config::seconds")]
     pub timeout: Duration,
-    /// How long one call to a backend may take. Default 10 s, at most `timeout`. A call that takes longer has an
-    /// unknown outcome.
-    #[serde(with = "crate::config::seconds")]
-    pub step_timeout: Duration,
-    /// How often a call that failed is tried again while the caller waits. Default 3 (document 000), range 0 to 20.
-    /// Where the mode may queue, nothing is retried in front of the caller: the drain does it.
-    pub max_retries: u32,
-    /// The wait before the first retry; it doubles with each, with jitter. Default 50 ms, range 1 ms to 1 min.
-    #[serde(with = "crate::config::seconds")]
-    pub backoff: Duration,
-    /// The longest wait between retries, of compensations too. Default 5 s, at least `backoff`.
-    #[serde(with = "crate::config::seconds")]
-    pub max_backoff: Duration,
     /// How long the caller waits for the compensations of a write that failed; what is not undone by then is undone
     /// later. Default 10 s (document 000).
     #[serde(with = "crate::config::seconds")]
@@ -84,10 +73,6 @@ impl Default for SagaConfig {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(30),
-            step_timeout: Duration::from_secs(10),
-            max_retries: 3,
-            backoff: Duration::from_millis(50),
-            max_backoff: Duration::from_secs(5),
             rollback_timeout: Duration::from_secs(10),
             durability: Durability::Strict,
         }
@@ -99,18 +84,7 @@ impl SagaConfig {
     pub fn problems(&self, path: &str, problems: &mut Vec<ConfigProblem>) {
         let (ms, hour) = (Duration::from_millis(1), Duration::from_secs(3_600));
         check_range(path, "timeout", self.timeout, 10 * ms..=hour, problems);
-        check_range(path, "step_timeout", self.step_timeout, ms..=self.timeout, problems);
-        check_range(path, "max_retries", self.max_retries, 0..=20, problems);
-        check_range(path, "backoff", self.backoff, ms..=Duration::from_secs(60), problems);
-        check_range(path, "max_backoff", self.max_backoff, self.backoff..=hour, problems);
         check_range(path, "rollback_timeout", self.rollback_timeout, ms..=hour, problems);
-    }
-
-    /// The waits before the retries, with jitter: between half of the doubled wait and the whole.
-    #[must_use]
-    pub fn wait_before(&self, retry: u32) -> Duration {
-        let doubled = self.backoff.saturating_mul(1_u32 << retry.min(20)).min(self.max_backoff);
-        doubled.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 }
 

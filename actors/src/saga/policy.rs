@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::backend::{BackendError, BackendName, Happened};
 use crate::fallback::WriteRule;
-use crate::plane::is_foreign;
+use crate::plane::{Cause, FailedCall, is_foreign};
 
 /// Why a leg is not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,18 @@ impl From<&BackendError> for Failure {
             reason: error.to_string(),
             retry_after: error.retry_after,
         }
+    }
+}
+
+impl From<&FailedCall> for Failure {
+    fn from(failed: &FailedCall) -> Self {
+        let last = match &failed.cause {
+            Cause::Backend(error) => Self::from(error),
+            Cause::Denied(denied) => {
+                Self { retry_after: denied.retry_after(), ..Self::without_effect(&denied.to_string()) }
+            }
+        };
+        Self { happened: failed.happened, ..last }
     }
 }
 

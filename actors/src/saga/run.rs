@@ -12,14 +12,14 @@ use futures::future::join_all;
 use tokio::time::{Instant, sleep_until};
 
 use self::durable::Hold;
-use crate::backend::{BackendError, BackendName, Fence, FencedWrite, Happened, Stored};
-use crate::breaker::{OwnedLease as Lease, Purpose};
+use crate::backend::{BackendError, BackendName, ErrorKind, Fence, FencedWrite, Happened, Stored};
+use crate::breaker::Purpose;
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Plan, WriteRule};
 use crate::journal::{Full, Intent, JournalHealth, JournalRecord};
 use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
-use crate::plane::{DataPlane, Store};
+use crate::plane::{CallPermit, DataPlane, FailedCall, Store, Tries};
 use crate::record::Key;
 use crate::saga::{Durability, Failure, LegEnd, SagaConfig, Verdict, verdict};
 
@@ -47,15 +47,20 @@ struct Progress {
     refusal: Option<Refusal>,
 }
 
-/// A backend and, if it is tried now, the permission for its first call.
-type Admitted = (Arc<Store>, Option<Lease>);
+/// A backend and, if it is tried now, the right to call it.
+type Admitted = (Arc<Store>, Option<CallPermit>);
 
-/// A backend that is tried at once, with what takes the write back there.
+/// A backend that is tried at once, with what takes the write back there. It keeps the place that it was admitted to
+/// until it is done: nobody is turned away in the middle of a write.
 struct Leg {
-    store: Arc<Store>,
-    /// The permission for the next call, where one is left from the admission.
-    lease: Option<Lease>,
+    permit: CallPermit,
     undo: Option<Arc<[Change]>>,
+}
+
+impl Leg {
+    fn name(&self) -> &BackendName {
+        &self.permit.store().name
+    }
 }
 
 impl Operation {
@@ -147,26 +152,24 @@ impl Operation {
         }
     }
 
-    /// Decides for each required backend whether it is tried now, and takes the permission for its first call.
+    /// Decides for each required backend whether it is tried now, and takes the right to call it.
     fn admit(&self, plan: &Plan, rule: &WriteRule) -> Result<Vec<Admitted>, Refusal> {
         let mut admitted = Vec::with_capacity(self.plane.stores.len());
         for store in self.plane.required() {
             let owe = plan.leg_rule(&store.name) == LegRule::Owe
                 || self.plane.ledger().is_behind(&store.name, self.changes.iter().map(Change::key));
-            let lease = match (owe, rule) {
+            let permit = match (owe, rule) {
                 (true, _) => None,
                 (false, WriteRule::Through) => {
-                    Some(store.breaker.gate().try_acquire_owned(Purpose::Live).map_err(|rejected| {
-                        Refusal::Unavailable {
-                            backend: store.name.clone(),
-                            reason: rejected.to_string(),
-                            retry_after: rejected.retry_after,
-                        }
+                    Some(store.permit(Purpose::Live).map_err(|denied| Refusal::Unavailable {
+                        backend: store.name.clone(),
+                        reason: denied.to_string(),
+                        retry_after: denied.retry_after(),
                     })?)
                 }
-                (false, _) => store.breaker.gate().try_acquire_owned(Purpose::Live).ok(),
+                (false, _) => store.permit(Purpose::Live).ok(),
             };
-            admitted.push((Arc::clone(store), lease));
+            admitted.push((Arc::clone(store), permit));
         }
         Ok(admitted)
     }
@@ -183,22 +186,21 @@ impl Operation {
     ) -> Result<(Vec<Leg>, Vec<(BackendName, LegEnd)>), Refusal> {
         let alone = admitted.len() == 1;
         let keys: Vec<Key> = self.keys().collect();
-        let read = admitted.into_iter().map(|(store, lease)| {
+        let (until, tries) = (Instant::now() + self.config.timeout, tries(rule));
+        let read = admitted.into_iter().map(|(store, permit)| {
             let keys = &keys;
             async move {
-                let Some(lease) = lease else { return (store, None) };
+                let Some(mut permit) = permit else { return (store, None) };
                 if alone {
                     // One backend has nothing that could be half done.
-                    return (Arc::clone(&store), Some(Ok(Leg { store, lease: Some(lease), undo: None })));
+                    return (store, Some(Ok(Leg { permit, undo: None })));
                 }
-                let _live = store.live.enter();
-                let images = store.call(lease, self.config.step_timeout, store.backend.read(keys)).await;
+                let images = permit.call(until, tries, |backend| async move { backend.read(keys).await }).await;
                 let leg = images.and_then(|images| {
                     // What is there must not stand in the way, whoever put it there.
                     images.iter().flatten().for_each(|image| self.plane.versions.skip(image.version));
-                    Ok(Leg { undo: Some(way_back(keys, images)?), store: Arc::clone(&store), lease: None })
+                    Ok(Leg { undo: Some(way_back(keys, images)?), permit })
                 });
-                drop(_live);
                 (store, Some(leg))
             }
         });
@@ -225,7 +227,7 @@ impl Operation {
     async fn execute(
         &self,
         rule: WriteRule,
-        mut legs: Vec<Leg>,
+        legs: Vec<Leg>,
         ends: &mut Vec<(BackendName, LegEnd)>,
     ) -> Result<Receipt, Refusal> {
         let intent = self.intent(&legs, ends);
@@ -238,7 +240,7 @@ impl Operation {
             self.reserve(version).await?;
         }
         {
-            let now: Vec<BackendName> = legs.iter().map(|leg| leg.store.name.clone()).collect();
+            let now: Vec<BackendName> = legs.iter().map(|leg| leg.name().clone()).collect();
             let mut ledger = self.plane.ledger();
             // The same operation under other keys, at the same time.
             if ledger.version_of(self.write.operation).is_some() {
@@ -259,14 +261,12 @@ impl Operation {
             changes: Arc::clone(&self.changes),
         };
         let until = Instant::now() + self.config.timeout;
-        let may_roll_back = rule == WriteRule::Through;
         if strict {
             self.make_durable(&intent).await.map_err(|error| self.lost(&error, false))?;
             hold.untouched = false;
-            ends.extend(self.run_legs(&mut legs, &write, until, may_roll_back).await);
+            ends.extend(self.run_legs(legs, &write, until, &rule).await);
         } else if write_first {
-            let (durable, done) =
-                tokio::join!(self.make_durable(&intent), self.run_legs(&mut legs, &write, until, may_roll_back));
+            let (durable, done) = tokio::join!(self.make_durable(&intent), self.run_legs(legs, &write, until, &rule));
             ends.extend(done);
             // In every backend is better than in the journal; in some of them is not.
             if durable.is_err()
@@ -282,7 +282,7 @@ impl Operation {
                 return Err(Refusal::Unknown { operation: self.write.operation });
             }
         } else {
-            ends.extend(self.run_legs(&mut legs, &write, until, may_roll_back).await);
+            ends.extend(self.run_legs(legs, &write, until, &rule).await);
         }
         self.settle(version, ends);
         self.conclude(&intent, &rule, ends, alone, hold).await
@@ -384,19 +384,19 @@ impl Operation {
     }
 
     fn intent(&self, legs: &[Leg], ends: &[(BackendName, LegEnd)]) -> Arc<Intent> {
-        let tried = legs.iter().map(|leg| leg.store.name.clone());
+        let tried = legs.iter().map(|leg| leg.name().clone());
         Arc::new(Intent {
             version: self.plane.versions.allocate(),
             operation: self.write.operation,
             priority: self.write.priority,
             changes: Arc::clone(&self.changes),
             owes: tried.chain(ends.iter().map(|(name, _)| name.clone())).collect(),
-            undo: legs.iter().filter_map(|leg| Some((leg.store.name.clone(), leg.undo.clone()?))).collect(),
+            undo: legs.iter().filter_map(|leg| Some((leg.name().clone(), leg.undo.clone()?))).collect(),
         })
     }
 
-    fn hear(&self, store: &Store, error: &BackendError) {
-        if error.kind == crate::backend::ErrorKind::ReadOnly {
+    fn hear(&self, store: &Store, failed: &FailedCall) {
+        if failed.backend().is_some_and(|error| error.kind == ErrorKind::ReadOnly) {
             self.plane.fallback.write_refused(store.name.clone());
         }
     }
@@ -412,6 +412,11 @@ impl Operation {
     fn note_progress<T>(&self, change: impl FnOnce(&mut Progress) -> T) -> T {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Where the mode may queue, nothing is tried again in front of the caller: the drain does it.
+fn tries(rule: &WriteRule) -> Tries {
+    if *rule == WriteRule::Through { Tries::Several } else { Tries::One }
 }
 
 /// What restores each key to what was read.

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::backend::BackendName;
+use crate::call::RetryConfig;
 use crate::fallback::Mode;
 use crate::journal::{Appended, JournalHealth, appended};
 use crate::operation::Version;
@@ -106,6 +107,15 @@ impl SyncArguments {
         Self { plane, config, status: Arc::new(status), undo }
     }
 
+    /// Compensations wait between their tries as every call to their backend does.
+    fn config_for(&self, store: &Store) -> Arc<SyncConfig> {
+        if !self.undo {
+            return Arc::clone(&self.config);
+        }
+        let RetryConfig { backoff, max_backoff, .. } = store.config.retry;
+        Arc::new(SyncConfig { backoff, max_backoff, ..(*self.config).clone() })
+    }
+
     /// How the drain of every backend stands.
     #[must_use]
     pub fn progress(&self) -> Vec<DrainProgress> {
@@ -147,8 +157,8 @@ impl Lanes {
         let name = store.name.clone();
         let lane = Lane {
             plane: Arc::clone(&self.arguments.plane),
+            config: self.arguments.config_for(&store),
             store,
-            config: Arc::clone(&self.arguments.config),
             status: self.arguments.status.get(&name).cloned().unwrap_or_default(),
             undo: self.arguments.undo,
         };

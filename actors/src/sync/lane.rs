@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::backend::{BackendName, Fence, FencedWrite};
-use crate::breaker::{BreakerState, OwnedLease as Lease, Purpose};
+use crate::breaker::{BreakerState, Purpose};
+use crate::call::Denied;
 use crate::event::EventKind;
 use crate::fallback::Access;
 use crate::journal::{JournalRecord, Step, StepResult};
-use crate::plane::{DataPlane, Store, is_foreign};
+use crate::plane::{CallPermit, DataPlane, Store, Tries, is_foreign};
 use crate::sync::{DrainWindow, LaneStatus, SyncConfig};
 
 /// How long a lane that was refused waits before it asks the gate again, if nothing wakes it earlier.
@@ -103,11 +104,16 @@ impl Lane {
         let mut pause = None;
         let mut session = Session::default();
         loop {
-            while pause.is_none() && self.may_drain() && running.len() < window.allows(self.store.live.count()) {
-                let lease = match self.store.breaker.gate().try_acquire_owned(self.purpose()) {
-                    Ok(lease) => lease,
-                    Err(rejected) => {
-                        pause = Some(Instant::now() + rejected.retry_after.unwrap_or(ASK_AGAIN).max(ASK_AGAIN / 100));
+            let mut crowded = None;
+            while pause.is_none() && self.may_drain() && running.len() < window.allows(self.store.bulkhead.live()) {
+                let permit = match self.store.permit(self.purpose()) {
+                    Ok(permit) => permit,
+                    Err(Denied::Bulkhead { retry_after, .. }) => {
+                        crowded = Some(retry_after);
+                        break;
+                    }
+                    Err(denied) => {
+                        pause = Some(Instant::now() + denied.retry_after().unwrap_or(ASK_AGAIN).max(ASK_AGAIN / 100));
                         break;
                     }
                 };
@@ -115,7 +121,12 @@ impl Lane {
                 // From here on the step is given back, also if its future is dropped before it was ever polled.
                 let taken = Taken { plane: &self.plane, backend: &self.store.name, step: Some(step.clone()) };
                 session.start(self);
-                running.push(self.work(taken, step, lease));
+                running.push(self.work(taken, step, permit));
+            }
+            // Users have taken all places: the drain is still on, and comes again in a moment.
+            if let (true, Some(wait)) = (running.is_empty(), crowded) {
+                sleep(wait).await;
+                continue;
             }
             let Some(result) = running.next().await else { break };
             match result {
@@ -135,8 +146,10 @@ impl Lane {
         pause.map_or(Pause::Idle, Pause::Until)
     }
 
-    async fn work(&self, taken: Taken<'_>, step: Step, lease: Lease) -> StepResult {
-        let result = attempt(&self.plane, &self.store, lease, &step, self.config.step_timeout).await;
+    async fn work(&self, taken: Taken<'_>, step: Step, mut permit: CallPermit) -> StepResult {
+        let until = Instant::now() + self.store.config.timeout;
+        let result = attempt(&self.plane, &mut permit, &step, until, Tries::One).await;
+        drop(permit);
         taken.settle(&result);
         // An outage says nothing about this step.
         if result == StepResult::Again && self.store.breaker.view().state == BreakerState::Closed {
@@ -187,10 +200,10 @@ impl Lane {
 /// Tries one step on its backend.
 pub(crate) async fn attempt(
     plane: &DataPlane,
-    store: &Store,
-    lease: Lease,
+    permit: &mut CallPermit,
     step: &Step,
-    timeout: Duration,
+    until: Instant,
+    tries: Tries,
 ) -> StepResult {
     let write = FencedWrite {
         operation: step.operation,
@@ -198,24 +211,29 @@ pub(crate) async fn attempt(
         fence: if step.undo { Fence::Compensation } else { Fence::Write },
         changes: Arc::clone(&step.changes),
     };
-    match store.apply(lease, timeout, &write, false, &plane.versions).await {
+    let result = permit.apply(until, tries, &write, false, &plane.versions).await;
+    let name = &permit.store().name;
+    match result {
         Ok(_) => {
-            if plane.fallback.plan().load().access(&store.name) == Access::ReadOnly {
-                plane.fallback.write_accepted(store.name.clone());
+            if plane.fallback.plan().load().access(name) == Access::ReadOnly {
+                plane.fallback.write_accepted(name.clone());
             }
             StepResult::Done
         }
-        Err(error) => {
-            if error.kind == crate::backend::ErrorKind::ReadOnly {
-                plane.fallback.write_refused(store.name.clone());
+        Err(error) => match error.backend() {
+            Some(error) => {
+                if error.kind == crate::backend::ErrorKind::ReadOnly {
+                    plane.fallback.write_refused(name.clone());
+                }
+                // A version of somebody else's stays in the way for ever: a person has to look.
+                if error.verdict().hopeless || is_foreign(error) {
+                    StepResult::Dead(error.to_string())
+                } else {
+                    StepResult::Again
+                }
             }
-            // A version of somebody else's stays in the way for ever: a person has to look.
-            if error.verdict().hopeless || is_foreign(&error) {
-                StepResult::Dead(error.to_string())
-            } else {
-                StepResult::Again
-            }
-        }
+            None => StepResult::Again,
+        },
     }
 }
 

@@ -4,7 +4,8 @@
 //! [`SagaCoordinator`](crate::saga::SagaCoordinator), by the same code. Every step takes a lease from the
 //! backend's gate, so a lane stops within one step of a breaker's opening, and its successes and failures count
 //! like those of live calls. How many steps run side by side says its [`DrainWindow`]: one at first, one more with each
-//! success, one again after a failure, fewer while users call the same backend.
+//! success, one again after a failure, fewer while users call the same backend; and it never takes the last place of the
+//! backend's [bulkhead](crate::call::Bulkhead).
 //!
 //! Order: of one key at most one step runs on a backend, oldest write first; high priority goes before low among
 //! different keys. An owed write that a later owed one replaces whole is not sent; it is struck off when the later
@@ -44,9 +45,6 @@ pub struct SyncConfig {
     pub batch: usize,
     /// Steps that run side by side on one backend at the most. Default 16, range 1 to 1 024.
     pub concurrency: usize,
-    /// How long one step may take. Default 10 s, range 1 ms to 1 h.
-    #[serde(with = "crate::config::seconds")]
-    pub step_timeout: Duration,
     /// The wait after a step that failed; it doubles with each failure in a row, with jitter. Default 100 ms, range
     /// 1 ms to 1 min.
     #[serde(with = "crate::config::seconds")]
@@ -58,13 +56,7 @@ pub struct SyncConfig {
 
 impl Default for SyncConfig {
     fn default() -> Self {
-        Self {
-            batch: 100,
-            concurrency: 16,
-            step_timeout: Duration::from_secs(10),
-            backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(30),
-        }
+        Self { batch: 100, concurrency: 16, backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(30) }
     }
 }
 
@@ -74,7 +66,6 @@ impl SyncConfig {
         let (ms, hour) = (Duration::from_millis(1), Duration::from_secs(3_600));
         check_range(path, "batch", self.batch, 1..=10_000, problems);
         check_range(path, "concurrency", self.concurrency, 1..=1_024, problems);
-        check_range(path, "step_timeout", self.step_timeout, ms..=hour, problems);
         check_range(path, "backoff", self.backoff, ms..=Duration::from_secs(60), problems);
         check_range(path, "max_backoff", self.max_backoff, self.backoff..=hour, problems);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::backend::BackendError;
-use crate::breaker::{BreakerConfig, BreakerState};
+use crate::breaker::{BreakerConfig, BreakerState, Purpose};
 use crate::event::{EventKind, Update};
 use crate::fallback::Mode;
 use crate::journal::JournalRecord;
@@ -100,7 +100,7 @@ async fn a_drain_steps_back_for_users() {
     let sync = SyncConfig { concurrency: 8, ..SyncConfig::default() };
     let rig = owing(100, Settings { sync, ..Settings::default() }).await;
     rig.store("engine").writes(Act::Slow(SECOND));
-    let users: Vec<_> = (0..8).map(|_| rig.gate("engine").live.enter()).collect();
+    let users: Vec<_> = (0..8).map(|_| rig.gate("engine").bulkhead.enter(Purpose::Live)).collect();
     rig.mode(Mode::QueueWrites).await;
     let _workers = rig.workers().await;
     sleep(5 * SECOND + SECOND / 10).await;

@@ -23,6 +23,8 @@
 //! Without the cargo feature `redis` there is no section `redis`: breaker state is in `data_dir`, and the last five
 //! variables are warnings that say so.
 //!
+//! `saga.max_retries` of document 000 is `call.retry.max_retries` here, and known by both names.
+//!
 //! Durations are `"60s"`, `"250ms"`, or a number of seconds. An empty variable counts as not set. Unknown keys and
 //! unknown `SEAWALL__` variables are refused, and everything that is wrong is told at once.
 
@@ -42,6 +44,7 @@ use std::path::{Path, PathBuf};
 
 use seawall_actors::backend::BackendName;
 use seawall_actors::breaker::BreakerConfig;
+use seawall_actors::call::CallConfig;
 use seawall_actors::config::ConfigProblem;
 use seawall_actors::fallback::FallbackConfig;
 use seawall_actors::gateway::GatewayConfig;
@@ -82,6 +85,8 @@ pub struct Config {
     pub journal: JournalConfig,
     /// When a backend is left alone, and when it is tried again.
     pub breaker: BreakerConfig,
+    /// How a backend is called: for how long, how often again, how many calls at the same time.
+    pub call: CallConfig,
     /// How writes are carried to the backends.
     pub saga: SagaConfig,
     /// What is done when not everything works.
@@ -107,6 +112,8 @@ pub struct Config {
 pub struct BackendConfig {
     /// Its breaker. What a file or the environment leaves out is as in [`Config::breaker`].
     pub breaker: BreakerConfig,
+    /// How it is called. What a file or the environment leaves out is as in [`Config::call`].
+    pub call: CallConfig,
 }
 
 impl Default for Config {
@@ -118,6 +125,7 @@ impl Default for Config {
             queue: QueueConfig::default(),
             journal: JournalConfig::default(),
             breaker: BreakerConfig::default(),
+            call: CallConfig::default(),
             saga: SagaConfig::default(),
             fallback: FallbackConfig::default(),
             sync: SyncConfig::default(),
@@ -188,6 +196,12 @@ impl Config {
         self.backends.get(backend.as_str()).map_or(&self.breaker, |own| &own.breaker)
     }
 
+    /// How this backend is called.
+    #[must_use]
+    pub fn call_of(&self, backend: &BackendName) -> &CallConfig {
+        self.backends.get(backend.as_str()).map_or(&self.call, |own| &own.call)
+    }
+
     fn read(mut tree: Tree, home: Option<&str>) -> Result<Self, ConfigError> {
         let defaults = Self::default();
         let mut config = Self {
@@ -197,6 +211,7 @@ impl Config {
             queue: tree.section("queue", defaults.queue),
             journal: tree.section("journal", defaults.journal),
             breaker: tree.section("breaker", defaults.breaker),
+            call: tree.section("call", defaults.call),
             saga: tree.section("saga", defaults.saga),
             fallback: tree.section("fallback", defaults.fallback),
             sync: tree.section("sync", defaults.sync),
@@ -205,7 +220,7 @@ impl Config {
             metrics: tree.section("metrics", defaults.metrics),
             #[cfg(feature = "redis")]
             redis: tree.section("redis", defaults.redis),
-            backends: tree.sections("backends", &["breaker"]),
+            backends: tree.sections("backends", &["breaker", "call"]),
         };
         if let (Ok(inside), Some(home)) = (config.data_dir.strip_prefix("~"), home) {
             config.data_dir = Path::new(home).join(inside);
@@ -223,6 +238,7 @@ impl Config {
             queue,
             journal,
             breaker,
+            call,
             saga,
             fallback,
             sync,
@@ -239,6 +255,7 @@ impl Config {
         queue.problems("queue", &mut problems);
         journal.problems("journal", &mut problems);
         breaker.problems("breaker", &mut problems);
+        call.problems("call", &mut problems);
         saga.problems("saga", &mut problems);
         fallback.problems("fallback", &mut problems);
         sync.problems("sync", &mut problems);
@@ -251,6 +268,7 @@ impl Config {
             // A value that is wrong for all is told once, not once more for everyone who has it from there.
             let mut own = Vec::new();
             backend.breaker.problems("breaker", &mut own);
+            backend.call.problems("call", &mut own);
             own.retain(|found| !problems.contains(found));
             problems.extend(
                 own.into_iter()

@@ -35,6 +35,7 @@ const SECRETS: &[&str] = &["redis.password"];
 /// other name in the environment, instead of being set twice.
 pub(super) const ALIASES: &[(&str, &str, &str)] = &[
     ("breaker", "timeout_seconds", "reset_timeout"),
+    ("breaker", "rolling_window_seconds", "rolling_window"),
     ("breaker", "excluded_exceptions", "excluded_errors"),
     ("fallback", "mode", "mode_when_degraded"),
     ("health", "check_interval_seconds", "interval"),
@@ -43,6 +44,9 @@ pub(super) const ALIASES: &[(&str, &str, &str)] = &[
     ("saga", "timeout_seconds", "timeout"),
     ("sync", "drain_batch_size", "batch"),
 ];
+
+/// Keys that a document has in another section than we: its path, ours.
+pub(super) const MOVED: &[(&str, &str)] = &[("saga.max_retries", "call.retry.max_retries")];
 
 /// A setting from the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,6 +148,9 @@ impl Environment {
 
 /// The path under our name of a path that may be under a document's.
 fn canonical(path: &str) -> String {
+    if let Some((_, ours)) = MOVED.iter().find(|(theirs, _)| *theirs == path) {
+        return (*ours).to_owned();
+    }
     for (section, alias, key) in ALIASES {
         if let Some(head) = path.strip_suffix(&format!("{section}.{alias}"))
             && (head.is_empty() || head.starts_with("backends."))
@@ -161,6 +168,9 @@ pub(super) fn unify(layer: &mut Map<String, Value>, problems: &mut Vec<ConfigPro
             rename(section, branch, alias, key, problems);
         }
     }
+    for (theirs, ours) in MOVED {
+        relocate(layer, theirs, ours, problems);
+    }
     let Some(Value::Object(backends)) = layer.get_mut("backends") else { return };
     for (name, backend) in backends {
         for (section, alias, key) in ALIASES {
@@ -171,6 +181,28 @@ pub(super) fn unify(layer: &mut Map<String, Value>, problems: &mut Vec<ConfigPro
             }
         }
     }
+}
+
+fn relocate(layer: &mut Map<String, Value>, theirs: &str, ours: &str, problems: &mut Vec<ConfigProblem>) {
+    let ((from, alias), (to, key)) = (section_of(theirs), section_of(ours));
+    let Some(value) = branch(layer, from).and_then(|section| section.remove(alias)) else { return };
+    let empty = || Value::Object(Map::new());
+    let section = to.split('.').try_fold(layer, |map, key| map.entry(key).or_insert_with(empty).as_object_mut());
+    match section {
+        Some(section) if section.contains_key(key) => {
+            problems.push(ConfigProblem::new(from, alias, format!("another name of `{ours}`, which is set too")));
+        }
+        Some(section) => {
+            section.insert(key.to_owned(), value);
+        }
+        // What stands there is no section, and that is told.
+        None => {}
+    }
+}
+
+/// The section of a path, and the key in it.
+fn section_of(path: &str) -> (&str, &str) {
+    path.rsplit_once('.').unwrap_or(("", path))
 }
 
 fn branch<'a>(layer: &'a mut Map<String, Value>, path: &str) -> Option<&'a mut Map<String, Value>> {

@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::names::{ALIASES, REDIS, VARIABLES};
+use super::names::{ALIASES, MOVED, REDIS, VARIABLES};
 use super::*;
 
 fn variables<const N: usize>(variables: [(&str, &str); N]) -> Vec<(String, String)> {
@@ -39,9 +39,13 @@ fn the_defaults_are_the_figures_of_the_documents() {
         ("/breaker/failure_threshold", json!(5), "documents 000 to 004"),
         ("/breaker/success_threshold", json!(2), "documents 000, 001 and 004"),
         ("/breaker/reset_timeout", json!("1m"), "documents 000 to 004: 60 s"),
+        ("/breaker/rolling_window", json!("5m"), "document 002: 300 s"),
+        ("/breaker/gradual_recovery", json!(true), "document 002"),
+        ("/breaker/recovery_factor", json!(0.5), "document 002"),
         ("/breaker/excluded_errors", json!([]), "documents 000 and 001"),
         ("/saga/timeout", json!("30s"), "document 000"),
-        ("/saga/max_retries", json!(3), "document 000"),
+        ("/call/retry/max_retries", json!(3), "document 000: saga.max_retries"),
+        ("/call/timeout", json!("10s"), "document 000: a rollback"),
         ("/saga/rollback_timeout", json!("10s"), "document 000"),
         ("/health/interval", json!("30s"), "documents 000 and 001"),
         ("/health/timeout", json!("5s"), "documents 000 and 001"),
@@ -72,7 +76,11 @@ fn what_is_written_as_toml_is_read_back() {
     config.queue.retry_after = Duration::from_millis(1_500);
     config.breaker.failure_threshold = 7;
     config.metrics.listen = Some("[::1]:9464".parse().unwrap());
-    let cache = BackendConfig { breaker: BreakerConfig { success_threshold: 3, ..config.breaker.clone() } };
+    config.call.retry.budget.per_call = 0.25;
+    let cache = BackendConfig {
+        breaker: BreakerConfig { success_threshold: 3, ..config.breaker.clone() },
+        call: CallConfig { max_concurrent: 8, ..config.call.clone() },
+    };
     config.backends.insert("cache".to_owned(), cache);
     let written = toml::to_string(&config).unwrap();
     assert_eq!(Config::from_toml(&written), Ok(config), "{written}");
@@ -119,7 +127,7 @@ fn every_named_variable_and_alias_names_a_key_that_exists() {
     let defaults = tree(&Config::default());
     let keys = ALIASES.iter().map(|(section, _, key)| format!("{section}.{key}"));
     let redis = REDIS.iter().filter(|_| cfg!(feature = "redis"));
-    for key in keys.chain(VARIABLES.iter().chain(redis).map(|(_, path)| (*path).to_owned())) {
+    for key in keys.chain(VARIABLES.iter().chain(MOVED).chain(redis).map(|(_, path)| (*path).to_owned())) {
         assert!(defaults.pointer(&format!("/{}", key.replace('.', "/"))).is_some(), "{key}");
     }
 }
@@ -242,6 +250,52 @@ fn a_backend_has_the_breaker_of_all_where_it_sets_none_of_its_own() {
 }
 
 #[test]
+fn a_backend_is_called_as_all_are_where_it_says_nothing_else() {
+    let file = file(
+        "[call]\ntimeout = \"3s\"\nmax_concurrent = 64\n[call.retry]\nbackoff = \"10ms\"\n[saga]\nmax_retries = 5\n\
+         [backends.cache.call]\ntimeout = \"50ms\"\n[backends.cache.call.retry]\nmax_retries = 0\n\
+         [backends.graph.breaker]\nfailure_threshold = 7",
+    );
+    let config = Config::load_with(
+        Some(file.path()),
+        variables([
+            ("SEAWALL__CALL__RETRY__BUDGET__CAPACITY", "20"),
+            ("SEAWALL__BACKENDS__VECTOR__CALL__MAX_CONCURRENT", "8"),
+        ]),
+    )
+    .unwrap();
+    let figures = |name: &str| {
+        let CallConfig { timeout, retry, max_concurrent } = config.call_of(&name.into());
+        assert_eq!((retry.backoff, retry.budget.capacity), (Duration::from_millis(10), 20), "{name}");
+        (timeout.as_millis(), retry.max_retries, *max_concurrent)
+    };
+    assert_eq!(figures("cache"), (50, 0, 64));
+    assert_eq!(figures("graph"), (3_000, 5, 64));
+    assert_eq!(figures("vector"), (3_000, 5, 8));
+    assert_eq!(figures("not named"), (3_000, 5, 64));
+}
+
+#[test]
+fn a_key_that_a_document_has_in_another_section_sets_ours() {
+    for (theirs, ours) in MOVED {
+        let (section, key) = theirs.rsplit_once('.').unwrap();
+        let at = format!("/{}", ours.replace('.', "/"));
+        let value = |config: &Config| tree(config).pointer(&at).unwrap().clone();
+        let seven = file(&format!("[{section}]\n{key} = 7"));
+        let variable = |path: &str| format!("SEAWALL__{path}").to_uppercase().replace('.', "__");
+        let loaded = Config::load_with(Some(seven.path()), []).unwrap();
+        assert_eq!(value(&loaded), json!(7), "{theirs}");
+        for path in [theirs, ours] {
+            let loaded = Config::load_with(Some(seven.path()), [(variable(path), "9".to_owned())]).unwrap();
+            assert_eq!(value(&loaded), json!(9), "{path} goes over a file");
+        }
+        assert_eq!(paths(Config::from_toml(&format!("{theirs} = 7\n{ours} = 7"))), [*theirs]);
+        assert_eq!(paths(Config::from_toml(&format!("{theirs} = \"many\""))), [*ours]);
+    }
+    assert_eq!(paths(Config::from_toml("saga.max_retries = 7\ncall = 1")), ["call"]);
+}
+
+#[test]
 fn unknown_keys_are_refused_with_their_path_and_what_is_known() {
     let found = problems(Config::load_with(
         Some(file("surprise = 1\n[breaker]\nfailure_treshold = 3\n[backends.graph]\nrole = 1\n[backends.graph.breaker]\nx = 1").path()),
@@ -344,11 +398,9 @@ fn a_page_that_others_can_reach_must_be_asked_for() {
 
 #[test]
 fn values_that_do_not_go_together_are_told() {
-    let text = "[queue]\nmax_entries = 50\nmax_bytes = 1_048_576\n[saga]\ntimeout = 5\n[health]\ninterval = 3\n[limits]\nwrite_bytes = 2_000_000";
-    assert_eq!(
-        paths(Config::from_toml(text)),
-        ["health.timeout", "limits.write_bytes", "saga.step_timeout", "sync.batch"]
-    );
+    let text =
+        "[queue]\nmax_entries = 50\nmax_bytes = 1_048_576\n[health]\ninterval = 3\n[limits]\nwrite_bytes = 2_000_000";
+    assert_eq!(paths(Config::from_toml(text)), ["health.timeout", "limits.write_bytes", "sync.batch"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a runtime shows of itself at one moment. Whoever owns a number fills it in; nothing is computed here.
 
 use seawall_actors::breaker::BreakerSnapshot;
+use seawall_actors::call::CallStats;
 use seawall_actors::fallback::{CacheStats, DegradationLevel, Mode};
 use seawall_actors::journal::{JournalHealth, JournalProgress};
 
@@ -41,6 +42,8 @@ pub struct Observation {
 pub struct BackendObservation {
     /// Its breaker, with the name of the backend.
     pub breaker: BreakerSnapshot,
+    /// How the calls to it stand.
+    pub calls: CallStats,
     /// Writes that it owes now.
     pub owed: u64,
     /// Writes that it was given late, since the start.

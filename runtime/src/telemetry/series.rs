@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use metrics::{Gauge, Histogram};
 use seawall_actors::backend::BackendName;
-use seawall_actors::breaker::BreakerState;
+use seawall_actors::breaker::{BreakerSnapshot, BreakerState};
 use seawall_actors::fallback::{DegradationLevel, Mode};
 use seawall_actors::journal::JournalHealth;
 
@@ -84,7 +84,7 @@ impl Series {
     }
 }
 
-struct BackendSeries {
+struct BreakerSeries {
     state: OneHot<BreakerState>,
     total: Total,
     successful: Total,
@@ -111,6 +111,14 @@ struct BackendSeries {
     last_success: Gauge,
     success_rate: Gauge,
     availability: Gauge,
+}
+
+struct BackendSeries {
+    breaker: BreakerSeries,
+    calls_in_flight: Gauge,
+    retries: Total,
+    budget_exhausted: Total,
+    bulkhead_rejections: Total,
     owed: Gauge,
     drained: Total,
     probes: Total,
@@ -118,7 +126,7 @@ struct BackendSeries {
     probe_duration: Histogram,
 }
 
-impl BackendSeries {
+impl BreakerSeries {
     fn new(r: &Registry) -> Self {
         let time_in = |state: &'static str| {
             r.with("state", state)
@@ -188,16 +196,10 @@ impl BackendSeries {
                 "seawall_breaker_availability",
                 "Calls that were not rejected among all, 0 to 1; 1 without calls.",
             ),
-            owed: r.gauge("seawall_backend_owed_writes", "Accepted writes that the backend has not been given yet."),
-            drained: r.total("seawall_backend_drained_writes_total", "Owed writes that the backend has been given."),
-            probes: r.total("seawall_probes_total", "Health probes."),
-            failed_probes: r.total("seawall_failed_probes_total", "Health probes that failed."),
-            probe_duration: r.histogram("seawall_probe_duration_seconds", "How long health probes took."),
         }
     }
 
-    fn record(&mut self, now: &BackendObservation) {
-        let breaker = &now.breaker;
+    fn record(&mut self, breaker: &BreakerSnapshot) {
         self.state.set(breaker.state);
         self.total.advance(breaker.total_requests);
         self.successful.advance(breaker.successful);
@@ -224,6 +226,40 @@ impl BackendSeries {
         self.last_success.set(age(breaker.last_success));
         self.success_rate.set(breaker.success_rate());
         self.availability.set(breaker.availability());
+    }
+}
+
+impl BackendSeries {
+    fn new(r: &Registry) -> Self {
+        Self {
+            breaker: BreakerSeries::new(r),
+            calls_in_flight: r.gauge(
+                "seawall_backend_calls_in_flight",
+                "Places for calls that are taken, by users and the background.",
+            ),
+            retries: r.total("seawall_backend_retries_total", "Calls that were made again because they had failed."),
+            budget_exhausted: r.total(
+                "seawall_backend_retry_budget_exhausted_total",
+                "Calls that were not made again because the retry budget was empty.",
+            ),
+            bulkhead_rejections: r.total(
+                "seawall_backend_bulkhead_rejections_total",
+                "Calls of users that were refused because as many were out as may be; the backend was not touched.",
+            ),
+            owed: r.gauge("seawall_backend_owed_writes", "Accepted writes that the backend has not been given yet."),
+            drained: r.total("seawall_backend_drained_writes_total", "Owed writes that the backend has been given."),
+            probes: r.total("seawall_probes_total", "Health probes."),
+            failed_probes: r.total("seawall_failed_probes_total", "Health probes that failed."),
+            probe_duration: r.histogram("seawall_probe_duration_seconds", "How long health probes took."),
+        }
+    }
+
+    fn record(&mut self, now: &BackendObservation) {
+        self.breaker.record(&now.breaker);
+        set(&self.calls_in_flight, now.calls.in_flight);
+        self.retries.advance(now.calls.retries);
+        self.budget_exhausted.advance(now.calls.budget_exhausted);
+        self.bulkhead_rejections.advance(now.calls.bulkhead_rejections);
         set(&self.owed, now.owed);
         self.drained.advance(now.drained);
         self.probes.advance(now.probes);

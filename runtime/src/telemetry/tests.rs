@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use seawall_actors::breaker::{BreakerSnapshot, BreakerState, TransitionCause};
+use seawall_actors::call::CallStats;
 use seawall_actors::event::{Alert, CAPACITY, EventBus, EventKind, Update};
 use seawall_actors::fallback::{CacheStats, DegradationLevel, Mode, ModeCause};
 use seawall_actors::journal::{JournalHealth, JournalProgress, LossReport};
@@ -67,6 +68,7 @@ fn observation() -> Observation {
         backends: ["graph", "vector"]
             .map(|name| BackendObservation {
                 breaker: breaker(name),
+                calls: CallStats { in_flight: 8, retries: 9, budget_exhausted: 10, bulkhead_rejections: 11 },
                 owed: 12,
                 drained: 13,
                 probes: 14,
@@ -167,6 +169,10 @@ async fn every_other_number_is_shown() {
     assert_samples(
         &page,
         &[
+            ("seawall_backend_calls_in_flight{backend=\"graph\"}", 8.0),
+            ("seawall_backend_retries_total{backend=\"graph\"}", 9.0),
+            ("seawall_backend_retry_budget_exhausted_total{backend=\"graph\"}", 10.0),
+            ("seawall_backend_bulkhead_rejections_total{backend=\"graph\"}", 11.0),
             ("seawall_backend_owed_writes{backend=\"graph\"}", 12.0),
             ("seawall_backend_drained_writes_total{backend=\"graph\"}", 13.0),
             ("seawall_probes_total{backend=\"graph\"}", 14.0),

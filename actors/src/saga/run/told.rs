@@ -10,9 +10,6 @@ use crate::breaker::Purpose;
 use crate::fallback::WriteRule;
 use crate::operation::{Change, Version};
 
-/// Calls to a best-effort backend that may be out at once; what it is not told then, it misses.
-const BEST_EFFORT_CALLS: usize = 256;
-
 impl Operation {
     /// Tells the cache, and the backends that are only told.
     pub(super) fn remember(&self, rule: &WriteRule, version: Version) {
@@ -42,18 +39,17 @@ impl Operation {
 
     /// Tells the write to caches and copies. Nobody waits for them, and what they miss is their loss.
     fn tell_best_effort(&self, version: Version) {
-        for store in self.plane.best_effort().filter(|store| store.live.count() < BEST_EFFORT_CALLS) {
-            let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Live) else { continue };
+        for store in self.plane.best_effort() {
+            let Ok(mut permit) = store.permit(Purpose::Live) else { continue };
             let write = FencedWrite {
                 operation: self.write.operation,
                 version,
                 fence: Fence::Write,
                 changes: self.changes.iter().map(whole).collect(),
             };
-            let (store, timeout) = (Arc::clone(store), self.config.step_timeout);
+            let until = Instant::now() + self.config.timeout;
             self.plane.tasks.spawn(async move {
-                let _live = store.live.enter();
-                let _ = store.call(lease, timeout, store.backend.apply(&write)).await;
+                let _ = permit.call_once(until, |backend| async move { backend.apply(&write).await }).await;
             });
         }
     }

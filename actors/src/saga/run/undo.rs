@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::{Operation, give_up};
 use crate::backend::BackendName;
@@ -12,6 +12,7 @@ use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::journal::{Ending, JournalRecord, StepResult, appended};
 use crate::operation::Version;
+use crate::plane::Tries;
 use crate::saga::Failure;
 use crate::sync::lane;
 
@@ -66,17 +67,11 @@ impl Operation {
         let undo = steps.into_iter().filter_map(|(backend, step)| {
             let store = Arc::clone(self.plane.store(&backend).ok()?);
             Some(async move {
-                let mut result = StepResult::Again;
-                for retry in 0..=self.config.max_retries {
-                    let Ok(lease) = store.breaker.gate().try_acquire_owned(Purpose::Compensation) else { break };
-                    let timeout = self.config.step_timeout.min(until.saturating_duration_since(Instant::now()));
-                    result = lane::attempt(&self.plane, &store, lease, &step, timeout).await;
-                    let wait = self.config.wait_before(retry);
-                    if result != StepResult::Again || Instant::now() + wait >= until {
-                        break;
-                    }
-                    sleep(wait).await;
-                }
+                let result = match store.permit(Purpose::Compensation) {
+                    Ok(mut permit) => lane::attempt(&self.plane, &mut permit, &step, until, Tries::Several).await,
+                    // Done later: users come first, and nobody calls behind an open breaker.
+                    Err(_) => StepResult::Again,
+                };
                 lane::settle(&self.plane, &store.name, &step, &result);
             })
         });

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{SECOND, overlapped, place, rig};
+use super::{SECOND, called, overlapped, place, rig};
 use crate::backend::BackendError;
+use crate::call::{CallConfig, RetryConfig};
 use crate::error::Refusal;
 use crate::fallback::Mode;
 use crate::journal::QueueConfig;
@@ -56,7 +57,8 @@ async fn one_store_needs_no_intent_unless_it_could_not_be_reached() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_fails_is_tried_three_times_more_with_growing_waits() {
-    let rig = rig(SagaConfig { backoff: SECOND, max_backoff: 3 * SECOND, ..SagaConfig::default() }).await;
+    let retry = RetryConfig { backoff: SECOND, max_backoff: 3 * SECOND, ..RetryConfig::default() };
+    let rig = called(CallConfig { retry, ..CallConfig::default() }).await;
     rig.store("graph").writes(Act::Fail(BackendError::transient("down")));
     let began = Instant::now();
     let refusal = rig.put("a", 1).await.expect_err("is refused");
@@ -80,8 +82,8 @@ async fn where_writes_queue_nobody_waits_for_retries() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_ends_at_the_step_timeout_and_all_of_them_at_the_whole() {
-    let config = SagaConfig { timeout: 25 * SECOND, step_timeout: 10 * SECOND, ..SagaConfig::default() };
+async fn a_call_ends_at_its_timeout_and_all_of_them_at_the_sagas() {
+    let config = SagaConfig { timeout: 25 * SECOND, ..SagaConfig::default() };
     let rig = rig(config).await;
     rig.store("graph").writes(Act::Hang);
     let began = Instant::now();

@@ -6,6 +6,7 @@ mod undone;
 
 use std::time::Duration;
 
+use crate::call::CallConfig;
 use crate::plane::rehearsal::{Rig, Scripted, Settings};
 use crate::saga::{Durability, SagaConfig};
 
@@ -14,6 +15,12 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Two stores and other settings of sagas.
 async fn rig(saga: SagaConfig) -> Rig {
     let settings = Settings { saga, ..Settings::default() };
+    Rig::with(settings, |log| vec![Scripted::new("graph", log), Scripted::new("vector", log)]).await
+}
+
+/// Two stores that are called in another way.
+async fn called(call: CallConfig) -> Rig {
+    let settings = Settings { call, ..Settings::default() };
     Rig::with(settings, |log| vec![Scripted::new("graph", log), Scripted::new("vector", log)]).await
 }
 
