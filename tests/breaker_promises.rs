@@ -321,7 +321,7 @@ async fn trap_16_an_open_breaker_is_asked_once_and_not_retried() {
     let rig = Rig::start().await;
     rig.lose(&rig.vector).await;
     rig.mode(Mode::Disabled).await;
-    assert!(rig.runtime().config().saga.max_retries > 0, "there is something to retry with");
+    assert!(rig.runtime().config().call.retry.max_retries > 0, "there is something to retry with");
     let (rejected, calls) = (rig.breaker(&rig.vector).snapshot().rejected, rig.vector.faults.counts().of(Op::Apply));
     let asked = Instant::now();
     let refusal = refused(rig.handle().store(record("a", 1)).await);

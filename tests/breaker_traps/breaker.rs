@@ -85,6 +85,8 @@ pub(crate) enum Rule {
     Window(Duration),
     /// Calls that take longer than this, as well as the third failure in a row.
     Slow(Duration),
+    /// The first failure. Then load comes back little by little, where the library can do that.
+    Ramp,
 }
 
 /// What a library counts of the calls that it let through.

@@ -70,7 +70,8 @@ impl Instrument for Heard {
 fn open(Settings { wait, rule }: Settings, heard: Heard) -> Failsafe {
     let wait = backoff::constant(wait);
     let policy = match rule {
-        Rule::Touchy => Policy::InARow(failure_policy::consecutive_failures(1, wait)),
+        // It has no ramp.
+        Rule::Touchy | Rule::Ramp => Policy::InARow(failure_policy::consecutive_failures(1, wait)),
         // It knows no slow calls.
         Rule::Patient | Rule::Slow(_) => Policy::InARow(failure_policy::consecutive_failures(3, wait)),
         // It counts in time or in a row.

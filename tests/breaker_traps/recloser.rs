@@ -15,7 +15,8 @@ impl Breaker for Recloser {
 
     async fn new(Settings { wait, rule }: Settings) -> Result<Self, Why> {
         let ring = match rule {
-            Rule::Touchy => 1,
+            // It has no ramp.
+            Rule::Touchy | Rule::Ramp => 1,
             // It knows no slow calls.
             Rule::Patient | Rule::Slow(_) => 3,
             Rule::LastFour => 4,

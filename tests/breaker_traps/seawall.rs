@@ -25,8 +25,10 @@ pub(crate) struct Seawall {
     cell: BreakerCell,
     bus: Arc<EventBus>,
     config: BreakerConfig,
+    /// It brings the ticks, and saves.
+    actor: ActorRef<BreakerMessage>,
     /// Of a breaker that is saved.
-    process: Option<(Arc<MemoryStateStore>, ActorRef<BreakerMessage>)>,
+    store: Option<Arc<MemoryStateStore>>,
     /// Of a breaker that is measured.
     _telemetry: Option<Telemetry>,
 }
@@ -38,14 +40,17 @@ fn settings(Settings { wait, rule }: Settings) -> BreakerConfig {
         success_threshold: 1,
         reset_timeout: wait,
         half_open_lease: (wait * 5).min(Duration::from_secs(3_600)),
+        gradual_recovery: false,
         ..BreakerConfig::default()
     };
+    let by_rate = BreakerConfig { failure_threshold: 10_000, failure_rate: Some(0.5), ..touchy.clone() };
     match rule {
         Rule::Touchy => touchy,
         Rule::Patient => BreakerConfig { failure_threshold: 3, ..touchy },
-        Rule::LastFour => BreakerConfig { failure_threshold: 4, ..touchy },
-        Rule::Window(_) => BreakerConfig { failure_threshold: 3, success_threshold: 3, ..touchy },
-        Rule::Slow(_) => BreakerConfig { failure_threshold: 3, ..touchy },
+        Rule::LastFour => BreakerConfig { window_calls: 4, minimum_calls: 4, ..by_rate },
+        Rule::Window(time) => BreakerConfig { success_threshold: 3, rolling_window: time, minimum_calls: 3, ..by_rate },
+        Rule::Ramp => BreakerConfig { gradual_recovery: true, ..touchy },
+        Rule::Slow(time) => BreakerConfig { failure_threshold: 3, slow_call: time, ..touchy },
     }
 }
 
@@ -54,15 +59,9 @@ impl Seawall {
         let bus = Arc::new(EventBus::new());
         let states = store.clone().map(|store| store as Arc<dyn BreakerStateStore>);
         let cell = BreakerCell::open(NAME.into(), config.clone(), Arc::clone(&bus), states).await;
-        let process = match store {
-            Some(store) => {
-                let arguments = BreakerArguments { cell: cell.clone() };
-                let (actor, _) = Actor::spawn(None, BreakerActor, arguments).await.expect("the actor starts");
-                Some((store, actor))
-            }
-            None => None,
-        };
-        Self { cell, bus, config, process, _telemetry: None }
+        let arguments = BreakerArguments { cell: cell.clone() };
+        let (actor, _) = Actor::spawn(None, BreakerActor, arguments).await.expect("the actor starts");
+        Self { cell, bus, config, actor, store, _telemetry: None }
     }
 }
 
@@ -129,7 +128,7 @@ impl Breaker for Seawall {
     }
 
     async fn next_process(self) -> Result<Self, Why> {
-        let (store, actor) = self.process.ok_or("it was not to be saved")?;
+        let (actor, store) = (self.actor, self.store.ok_or("it was not to be saved")?);
         let _ = actor.kill_and_wait(None).await;
         Ok(Self::open(self.config, Some(store)).await)
     }
@@ -158,7 +157,8 @@ struct Shown(BreakerHandle);
 impl Observe for Shown {
     fn observe(&self) -> Observation {
         let breaker = self.0.snapshot();
-        let backend = BackendObservation { breaker, owed: 0, drained: 0, probes: 0, failed_probes: 0 };
+        let backend =
+            BackendObservation { breaker, owed: 0, drained: 0, probes: 0, failed_probes: 0, calls: Default::default() };
         Observation { backends: vec![backend], ..Observation::default() }
     }
 }

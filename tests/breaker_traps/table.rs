@@ -134,9 +134,11 @@ impl Column {
         self.row::<B>(16, what, its, probes::open_touches_nothing::<B>);
         let what = "a refusal says when to come again";
         self.row::<B>(16, what, its, probes::refusal_says_when::<B>);
+        let what = "the probes succeed, then 1 000 calls at once → calls that are let through";
+        self.row::<B>(17, what, its, probes::calls_after_recovery::<B>);
         let what = "the backend comes back, owed 1 000 writes → never more calls in it than configured, users first";
         self.row::<B>(17, what, its, async |_: &Means| B::recovery_storm().await);
-        let what = "64 callers give up on a backend that hangs → it opens, or counts them";
+        let what = "64 callers give up on a backend that hangs → it opens";
         self.row::<B>(18, what, its, probes::abandoned_calls::<B>);
     }
 

@@ -27,7 +27,8 @@ impl FailureClassifier<(), Trouble> for Judge {
 fn builder(Settings { wait, rule }: Settings) -> CircuitBreakerConfigBuilder<DefaultClassifier> {
     let builder = CircuitBreakerLayer::builder().wait_duration_in_open(wait).permitted_calls_in_half_open(1);
     match rule {
-        Rule::Touchy => builder.consecutive_failures(1),
+        // It has no ramp.
+        Rule::Touchy | Rule::Ramp => builder.consecutive_failures(1),
         Rule::Patient => builder.consecutive_failures(3),
         Rule::LastFour => builder.failure_rate_threshold(0.5).sliding_window_size(4).minimum_number_of_calls(4),
         Rule::Window(window) => builder
