@@ -43,6 +43,15 @@ pub enum Refusal {
         /// When to try again, if that is known.
         retry_after: Option<Duration>,
     },
+    /// A backend that the request needs was away and gets its load back little by little: this call is held back, the
+    /// next one may get through.
+    #[error("backend `{backend}` is recovering; retry after {} ms", retry_after.as_millis())]
+    Throttled {
+        /// Which.
+        backend: BackendName,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The write was tried, a backend could not take it, and what others had done is undone or will be.
     #[error("rolled back, because backend `{backend}` failed: {reason}")]
     RolledBack {
@@ -107,6 +116,7 @@ impl Refusal {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Overloaded { retry_after, .. }
+            | Self::Throttled { retry_after, .. }
             | Self::QueueFull { retry_after, .. }
             | Self::JournalUnavailable { retry_after, .. } => Some(*retry_after),
             Self::Unavailable { retry_after, .. }

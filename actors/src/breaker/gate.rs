@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use super::BreakerState;
 use super::ages::TICKS;
 use super::lease::{Lease, OwnedLease, Purpose, Rejected};
-use super::policy::{BreakerPolicy, Evidence, Grant, Heard, Settled};
+use super::policy::{BreakerPolicy, Evidence, Grant, Heard, PROBE_GUESS, Settled};
 use super::report::{BreakerSnapshot, BreakerView, Explanation, FailureKind, ratio};
 use super::store::SavedBreaker;
 use super::word::{Door, Published, Rare, Tally, Totals, Word};
@@ -284,7 +284,10 @@ impl Gate {
         }
         self.tally.rejected();
         let known = (alarm != u64::MAX).then(|| Duration::from_nanos(alarm - now));
-        Err(Rejected { state: word.state(), retry_after: Some(known.unwrap_or_else(|| self.published.patience())) })
+        let wait = known.unwrap_or_else(|| self.published.patience());
+        let state = word.state();
+        let retry_after = if state == BreakerState::HalfOpen { wait.min(PROBE_GUESS) } else { wait };
+        Err(Rejected { state, retry_after })
     }
 
     /// Asks the policy.
@@ -304,7 +307,7 @@ impl Gate {
                     if state == BreakerState::Recovering {
                         self.tally.add(Rare::Throttled, 1);
                     }
-                    Err(Rejected { state, retry_after: policy.retry_after(now) })
+                    Err(Rejected { state, retry_after: policy.retry_after(now).unwrap_or_default() })
                 }
             }
         })

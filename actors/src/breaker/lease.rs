@@ -50,17 +50,21 @@ pub enum CallOutcome {
 
 /// A call that was not admitted. The backend was not touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the breaker is {state}{}", hint(*retry_after))]
+#[error("the breaker is {state}; retry after {retry_after:?}")]
 #[non_exhaustive]
 pub struct Rejected {
     /// The state that refused it. In a recovery the call was only throttled: another one may get through.
     pub state: BreakerState,
     /// When to try again.
-    pub retry_after: Option<Duration>,
+    pub retry_after: Duration,
 }
 
-fn hint(retry_after: Option<Duration>) -> String {
-    retry_after.map(|wait| format!("; retry after {wait:?}")).unwrap_or_default()
+impl Rejected {
+    /// Whether a recovery held it back, while others get through.
+    #[must_use]
+    pub fn is_throttled(&self) -> bool {
+        self.state == BreakerState::Recovering
+    }
 }
 
 /// An admission to call a backend, from [`Gate::try_acquire`].

@@ -21,6 +21,10 @@ use super::window::Sums;
 use super::{BreakerState, Purpose, TransitionCause};
 use crate::backend::BackendError;
 
+/// After how long a call that found no place in half-open may ask again, when no place is lost earlier: any report of
+/// a probe makes room.
+pub(super) const PROBE_GUESS: Duration = Duration::from_secs(1);
+
 /// The longest wait that is added to a point in time, so that no configuration overflows one: ten years.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
@@ -212,7 +216,8 @@ impl BreakerPolicy {
             (None, Automatic::Recovering(recovery)) => Some(recovery.ask_again_at(now)),
             _ => self.wake_at(),
         };
-        Some(at.map_or(self.config.reset_timeout, |at| at.saturating_duration_since(now)))
+        let wait = at.map_or(self.config.reset_timeout, |at| at.saturating_duration_since(now));
+        Some(if state == BreakerState::HalfOpen { wait.min(PROBE_GUESS) } else { wait })
     }
 
     /// Whether an admission is for the policy to decide: it is half-open with room for a call, or recovering, or has

@@ -35,7 +35,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::BackendName;
 use crate::breaker::Rejected;
+use crate::error::Refusal;
 
 /// A call that was not made. The backend was not touched, and none of this says anything about its health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,12 +57,22 @@ pub enum Denied {
 }
 
 impl Denied {
-    /// When to try again, if that is known.
+    /// When to try again.
     #[must_use]
-    pub fn retry_after(&self) -> Option<Duration> {
+    pub fn retry_after(&self) -> Duration {
         match self {
             Self::Breaker(rejected) => rejected.retry_after,
-            Self::Bulkhead { retry_after, .. } => Some(*retry_after),
+            Self::Bulkhead { retry_after, .. } => *retry_after,
+        }
+    }
+
+    /// What the caller is told whose request needs this backend.
+    #[must_use]
+    pub fn refusal(&self, backend: BackendName) -> Refusal {
+        let retry_after = self.retry_after();
+        match self {
+            Self::Breaker(rejected) if rejected.is_throttled() => Refusal::Throttled { backend, retry_after },
+            _ => Refusal::Unavailable { backend, reason: self.to_string(), retry_after: Some(retry_after) },
         }
     }
 }

@@ -231,8 +231,11 @@ impl Reader {
     {
         let refusal = |failed: FailedCall| {
             let backend = store.name.clone();
-            match failed.backend() {
-                Some(error) if error.verdict().hopeless => Refusal::Rejected { backend, reason: error.to_string() },
+            match (failed.denied(), failed.backend()) {
+                (Some(denied), _) => denied.refusal(backend),
+                (_, Some(error)) if error.verdict().hopeless => {
+                    Refusal::Rejected { backend, reason: error.to_string() }
+                }
                 _ => Refusal::Unavailable { backend, reason: failed.to_string(), retry_after: failed.retry_after() },
             }
         };

@@ -64,12 +64,21 @@ impl FailedCall {
         }
     }
 
+    /// Why it was not made, if it was not.
+    #[must_use]
+    pub fn denied(&self) -> Option<&Denied> {
+        match &self.cause {
+            Cause::Backend(_) => None,
+            Cause::Denied(denied) => Some(denied),
+        }
+    }
+
     /// When to try again, if that is known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.cause {
             Cause::Backend(error) => error.retry_after,
-            Cause::Denied(denied) => denied.retry_after(),
+            Cause::Denied(denied) => Some(denied.retry_after()),
         }
     }
 }

@@ -44,7 +44,7 @@ impl From<&FailedCall> for Failure {
         let last = match &failed.cause {
             Cause::Backend(error) => Self::from(error),
             Cause::Denied(denied) => {
-                Self { retry_after: denied.retry_after(), ..Self::without_effect(&denied.to_string()) }
+                Self { retry_after: Some(denied.retry_after()), ..Self::without_effect(&denied.to_string()) }
             }
         };
         Self { happened: failed.happened, ..last }

@@ -161,11 +161,7 @@ impl Operation {
             let permit = match (owe, rule) {
                 (true, _) => None,
                 (false, WriteRule::Through) => {
-                    Some(store.permit(Purpose::Live).map_err(|denied| Refusal::Unavailable {
-                        backend: store.name.clone(),
-                        reason: denied.to_string(),
-                        retry_after: denied.retry_after(),
-                    })?)
+                    Some(store.permit(Purpose::Live).map_err(|denied| denied.refusal(store.name.clone()))?)
                 }
                 (false, _) => store.permit(Purpose::Live).ok(),
             };

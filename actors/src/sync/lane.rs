@@ -16,8 +16,8 @@ use crate::journal::{JournalRecord, Step, StepResult};
 use crate::plane::{CallPermit, DataPlane, Store, Tries, is_foreign};
 use crate::sync::{DrainWindow, LaneStatus, SyncConfig};
 
-/// How long a lane that was refused waits before it asks the gate again, if nothing wakes it earlier.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How soon a lane that was refused asks again at the earliest, if nothing wakes it.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A lane: owed writes, or owed compensations, of one backend.
 pub(crate) struct Lane {
@@ -113,7 +113,7 @@ impl Lane {
                         break;
                     }
                     Err(denied) => {
-                        pause = Some(Instant::now() + denied.retry_after().unwrap_or(ASK_AGAIN).max(ASK_AGAIN / 100));
+                        pause = Some(Instant::now() + denied.retry_after().max(ASK_AGAIN));
                         break;
                     }
                 };
