@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use seawall::breaker::BreakerConfig;
 use seawall::call::{BudgetConfig, CallConfig, RetryConfig};
 use seawall::config::{BackendConfig, Config};
 use seawall::fallback::{JournalFallback, Mode};
@@ -211,14 +212,9 @@ impl Draw<'_> {
     fn config(&mut self) -> Config {
         let mut config = Config::default();
         self.of_requests(&mut config);
-        let breaker = &mut config.breaker;
-        breaker.failure_threshold = 1 + self.0.u32(0..6);
-        breaker.success_threshold = 1 + self.0.u32(0..3);
-        breaker.reset_timeout = self.time(50 * MS, 10_000 * MS);
-        breaker.half_open_lease = self.time(100 * MS, 10_000 * MS);
-        breaker.half_open_probes = self.chance(0.3).then(|| 1 + self.0.u32(0..3));
+        self.of_breakers(&mut config.breaker);
         if self.chance(0.3) {
-            let breaker = breaker.clone();
+            let breaker = config.breaker.clone();
             config.backends.insert("graph".to_owned(), BackendConfig { breaker, call: self.of_calls() });
         }
         config.health.interval = self.time(500 * MS, 30_000 * MS);
@@ -242,6 +238,31 @@ impl Draw<'_> {
         config.supervisor.intensity = if self.chance(0.1) { 3 } else { 1_000_000 };
         config.metrics.sample_interval = Duration::from_secs(60);
         config
+    }
+
+    /// Half of them with a ramp, a quarter with the rules that are off by default.
+    fn of_breakers(&mut self, breaker: &mut BreakerConfig) {
+        breaker.failure_threshold = 1 + self.0.u32(0..6);
+        breaker.success_threshold = 1 + self.0.u32(0..3);
+        breaker.reset_timeout = self.time(50 * MS, 10_000 * MS);
+        breaker.half_open_lease = self.time(100 * MS, 10_000 * MS);
+        breaker.half_open_probes = self.chance(0.3).then(|| 1 + self.0.u32(0..3));
+        breaker.slow_call = self.time(20 * MS, 10_000 * MS);
+        breaker.gradual_recovery = self.chance(0.5);
+        breaker.recovery_factor = [0.05, 0.5, 1.0][self.below(3)];
+        breaker.recovery_steps = 1 + self.0.u32(0..4);
+        breaker.recovery_step = self.time(10 * MS, 2_000 * MS);
+        breaker.recovery_calls = [1, 2, 64][self.below(3)];
+        if self.chance(0.25) {
+            breaker.failure_rate = Some([0.1, 0.5, 1.0][self.below(3)]);
+            breaker.slow_call_rate = Some([0.1, 0.5, 1.0][self.below(3)]);
+            breaker.minimum_calls = 1 + self.0.u32(0..10);
+            breaker.window_calls = 10 + self.0.u32(0..200);
+            breaker.adaptive = self.chance(0.5);
+            breaker.open_wait_growth = 1.0 + self.0.f64();
+            breaker.open_wait_max = breaker.reset_timeout * 4;
+            breaker.open_wait_jitter = self.0.f64();
+        }
     }
 
     fn of_requests(&mut self, config: &mut Config) {
