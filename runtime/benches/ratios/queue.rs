@@ -27,7 +27,7 @@ pub(crate) fn rows(effort: Effort) -> Vec<Row> {
     let (few, many) = effort.pick((100_000, 1_000_000), (10_000, 100_000));
     let mut ratios = Vec::new();
     let mut last = None;
-    for _ in 0..effort.pick(3, 1) {
+    for _ in 0..effort.pick(2, 1) {
         let (short, long) = (measure(few), measure(many));
         ratios.push((long.cpu / many as f64) / (short.cpu / few as f64));
         last = Some((short, long));
@@ -78,17 +78,30 @@ struct Cost {
 
 fn measure(count: u64) -> Cost {
     let dir = tempfile::tempdir().expect("there is a directory for temporary files");
-    fill(&dir.path().join("journal"), count);
-    let (full_bytes, full_generations) = occupied(&dir.path().join("journal"));
+    let journal = dir.path().join("journal");
+    fill(&journal, count);
+    let (full_bytes, full_generations) = occupied(&journal);
+    let [cpu, wall, memory, owed] = reopened(dir.path());
+    assert_eq!(owed as u64, count, "all that was owed is owed");
+    let (drained_bytes, drained_generations) = occupied(&journal);
+    Cost { cpu, wall, memory, full_bytes, full_generations, drained_bytes, drained_generations }
+}
+
+/// Bytes of a runtime on a new journal, in a process of its own.
+pub(crate) fn idle() -> f64 {
+    let dir = tempfile::tempdir().expect("there is a directory for temporary files");
+    let [_, _, memory, _] = reopened(dir.path());
+    memory
+}
+
+/// What another process says of starting on this directory: CPU and wall seconds, bytes of memory, owed writes.
+fn reopened(dir: &Path) -> [f64; 4] {
     let program = std::env::current_exe().expect("a program knows where it is");
-    let output = Command::new(program).arg(REOPEN).arg(dir.path()).output().expect("it can be started again");
+    let output = Command::new(program).arg(REOPEN).arg(dir).output().expect("it can be started again");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let printed = String::from_utf8_lossy(&output.stdout);
     let numbers: Vec<f64> = printed.split_whitespace().filter_map(|number| number.parse().ok()).collect();
-    let &[cpu, wall, memory, owed] = numbers.as_slice() else { panic!("not four numbers: {printed}") };
-    assert_eq!(owed as u64, count, "all that was owed is owed");
-    let (drained_bytes, drained_generations) = occupied(&dir.path().join("journal"));
-    Cost { cpu, wall, memory, full_bytes, full_generations, drained_bytes, drained_generations }
+    numbers.try_into().expect("it prints four numbers")
 }
 
 /// Writes down so many writes that one backend owes.

@@ -147,7 +147,7 @@ impl fmt::Display for Table {
         for row in &self.rows {
             let (value, quartiles) = match row.value {
                 None => (String::new(), String::new()),
-                Some(value) if value.low == value.high => (row.shown(value.median), String::new()),
+                Some(value) if value.low.total_cmp(&value.high).is_eq() => (row.shown(value.median), String::new()),
                 Some(value) => (row.shown(value.median), format!("{} – {}", short(value.low), short(value.high))),
             };
             let aim = match row.aim {
