@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,8 +32,8 @@ pub(crate) fn rows(effort: Effort) -> Vec<Row> {
 }
 
 /// Records of about half a kilobyte.
-pub(crate) fn weighty(count: u64) -> Vec<Record> {
-    (0..count).map(|n| Record::new(format!("key-{n}")).with("text", "x".repeat(480))).collect()
+fn weighty(numbers: Range<u64>) -> Vec<Record> {
+    numbers.map(|n| Record::new(format!("key-{n}")).with("text", "x".repeat(480))).collect()
 }
 
 /// Seawall on a journal that can be asked how often it synced.
@@ -66,7 +67,7 @@ fn bytes_of_a_store(tokio: &tokio::runtime::Runtime) -> Arc<[u8]> {
     let journal = Arc::new(MemoryJournal::recording());
     let runtime = tokio.block_on(with_two(Arc::clone(&journal) as _, Vec::new()));
     let before = journal.records().len();
-    spawned(tokio, crate::stage::store_all(runtime.handle(), weighty(1)));
+    spawned(tokio, crate::stage::store_all(runtime.handle(), weighty(0..1)));
     let records = journal.records().split_off(before);
     let encoded = records.iter().flat_map(|record| rmp_serde::to_vec_named(record).expect("a record encodes"));
     encoded.collect()
@@ -124,13 +125,13 @@ struct Stretch {
     per_sync: f64,
 }
 
-/// So many callers at once, each with its share of the work.
-async fn callers<F>(caller: impl Fn(u64) -> F, syncs: impl Fn() -> u64, calls: u64) -> Stretch
+/// All these callers at once.
+async fn callers<F>(all: Vec<F>, syncs: impl Fn() -> u64, calls: u64) -> Stretch
 where
     F: Future<Output = Vec<f64>> + Send + 'static,
 {
     let (began, synced) = (wall(), syncs());
-    let waits = join_all((0..CALLERS).map(|n| tokio::spawn(caller(n)))).await;
+    let waits = join_all(all.into_iter().map(tokio::spawn)).await;
     let (seconds, synced) = (wall() - began, syncs() - synced);
     let waits = waits.into_iter().flat_map(|waits| waits.expect("a caller does not panic")).collect();
     Stretch { seconds, p99: p99(waits), per_sync: (CALLERS * calls) as f64 / synced as f64 }
@@ -166,25 +167,24 @@ fn together(effort: Effort) -> Vec<Row> {
     let appender = Appender::start(dir.path());
     let bytes = bytes_of_a_store(&tokio);
     let commits = || subject.journal.progress().commits;
-    let store = |caller: u64| {
-        let first = usize::try_from(caller * calls).expect("there are few callers");
-        let records = weighty((caller + 1) * calls).split_off(first);
-        store_each(subject.runtime.handle(), records)
+    let storing = || {
+        let records = (0..CALLERS).map(|caller| weighty(caller * calls..(caller + 1) * calls));
+        records.map(|records| store_each(subject.runtime.handle(), records)).collect()
     };
-    let append = |_| append_each(appender.appends.clone(), Arc::clone(&bytes), calls);
+    let appending = || (0..CALLERS).map(|_| append_each(appender.appends.clone(), Arc::clone(&bytes), calls)).collect();
     let (mut stored, mut appended) = (Vec::new(), Vec::new());
     let total = (CALLERS * calls) as f64;
     let measured = interleave(
         rounds,
         [
             &mut || {
-                let stretch = tokio.block_on(callers(store, commits, calls));
+                let stretch = tokio.block_on(callers(storing(), commits, calls));
                 stored.push((stretch.p99, stretch.per_sync));
                 stretch.seconds / total * 1e9
             },
             &mut || {
                 let syncs = || appender.syncs.load(Ordering::Relaxed);
-                let stretch = tokio.block_on(callers(append, syncs, calls));
+                let stretch = tokio.block_on(callers(appending(), syncs, calls));
                 appended.push((stretch.p99, stretch.per_sync));
                 stretch.seconds / total * 1e9
             },
@@ -216,7 +216,7 @@ fn alone(effort: Effort) -> Row {
         effort.rounds(),
         [
             &mut || {
-                let task = crate::stage::store_all(subject.runtime.handle(), weighty(calls));
+                let task = crate::stage::store_all(subject.runtime.handle(), weighty(0..calls));
                 per_task_wait(&tokio, calls, task) * 1e9
             },
             &mut || {

@@ -6,7 +6,7 @@
 //! spawned: the main task of a runtime pays for a futex that nobody else does. Only what waits for a disk or for a
 //! backend is measured by the clock on the wall.
 
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Runtime;
@@ -153,10 +153,14 @@ pub(crate) fn spawned<T: Send + 'static>(runtime: &Runtime, task: impl Future<Ou
 /// CPU nanoseconds for one call by two threads that call at the same time; NaN when they never really ran side by
 /// side, as on a machine that is busy.
 pub(crate) fn per_contended_call(calls: u64, call: impl Fn() + Sync) -> f64 {
-    const TRIES: usize = 20;
-    let barrier = Barrier::new(2);
+    const TRIES: usize = 200;
+    let ready = AtomicUsize::new(0);
     let work = || {
-        barrier.wait();
+        // Not by sleeping: whoever is woken comes late.
+        ready.fetch_add(1, Ordering::AcqRel);
+        while !ready.load(Ordering::Acquire).is_multiple_of(2) {
+            std::hint::spin_loop();
+        }
         let (began, start) = (wall(), thread_cpu());
         (0..calls).for_each(|_| call());
         (began, wall(), thread_cpu() - start)
