@@ -1,8 +1,8 @@
 //! How fast Seawall is, as ratios against something that is measured in the same run.
 //!
 //! ```sh
-//! cargo bench                    # everything, about a quarter of an hour
-//! cargo bench -- --short         # everything, smaller: does it still run?
+//! cargo bench                    # everything, five to ten minutes
+//! cargo bench -- --short         # everything, smaller, half a minute: does it still run?
 //! cargo bench -- breaker cache   # only these groups
 //! ```
 //!
