@@ -396,7 +396,7 @@ fn prober(plane: &Arc<DataPlane>, config: &Config, slots: &Slots, durations: Arc
                 trial: gate.view().state == BreakerState::HalfOpen,
                 settle: Box::new(move |result| lease.settle_result(result)),
             }),
-            Err(rejected) => Admission::Refused { retry_after: Some(rejected.retry_after) },
+            Err(rejected) => Admission::Refused { retry_after: Some(rejected.retry_after()) },
         };
         Target::new(store.probed(), Arc::new(admit), config.health.clone())
     };

@@ -78,7 +78,7 @@ impl Breaker for Seawall {
         let call = async move {
             let lease = match gate.try_acquire_owned(Purpose::Live) {
                 Ok(lease) => lease,
-                Err(refused) => return Answer::Refused { retry_after: Some(refused.retry_after) },
+                Err(refused) => return Answer::Refused { retry_after: Some(refused.retry_after()) },
             };
             let result = backend.await;
             lease.settle(match result {

@@ -1,7 +1,7 @@
 //! The actor of a breaker: its timer, its savings, and its ear for messages.
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cell::BreakerCell;
@@ -67,7 +67,7 @@ async fn follow_alarm(breaker: BreakerHandle, actor: ActorRef<BreakerMessage>) {
         let at: Option<Instant> = *alarm.borrow_and_update();
         let elapsed = async {
             match at {
-                Some(at) => sleep_until(at).await,
+                Some(at) => gate.watch_alarm(at).await,
                 None => std::future::pending().await,
             }
         };

@@ -14,9 +14,9 @@
 //!
 //! Whoever makes the policy change its state also publishes the change, under the same lock: the word, the
 //! event, the watch. So a breaker is open when the report of the last failure returns, events are in order and
-//! without gaps, and none of it needs the actor to be alive. Nor does the end of an open wait: a refused caller
-//! compares the clock with the alarm, 20 ns, and asks the policy when it is due. The actor's timer is for
-//! those who only watch. (The bus and the watches wake tasks and call nobody back, so a subscriber may call the
+//! without gaps, and none of it needs the actor to be alive. Nor does the end of an open wait: where no timer of the
+//! actor is set, and for the last two milliseconds, a refused caller compares the clock with the alarm, and asks the
+//! policy when it is due. (The bus and the watches wake tasks and call nobody back, so a subscriber may call the
 //! breaker.)
 
 use std::fmt;
@@ -24,7 +24,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::BreakerState;
 use super::ages::TICKS;
@@ -32,10 +32,16 @@ use super::lease::{Lease, OwnedLease, Purpose, Rejected};
 use super::policy::{BreakerPolicy, Evidence, Grant, Heard, PROBE_GUESS, Settled};
 use super::report::{BreakerSnapshot, BreakerView, Explanation, FailureKind, ratio};
 use super::store::SavedBreaker;
-use super::word::{Door, Published, Rare, Tally, Totals, Word};
+use super::tally::{Rare, Tally, Totals};
+use super::word::{Door, Published, Word};
 use crate::backend::{BackendError, BackendName};
 use crate::event::{EventBus, EventKind};
 use crate::threads::{Mutex, MutexGuard};
+
+/// How many refusals of a thread there are between two looks at the clock, while a timer is set.
+const LOOK_EVERY: u64 = 64;
+/// How long before an alarm callers begin to look at the clock by themselves: a timer may be late by a millisecond.
+const LEAD: Duration = Duration::from_millis(2);
 
 /// The admission to one backend, shared by all who call it.
 pub struct Gate {
@@ -147,6 +153,22 @@ impl Gate {
         let result = decide(&mut core.policy, now);
         self.publish(&mut core, now);
         result
+    }
+
+    /// Spares callers the clock until shortly before this alarm, as long as it is polled: a timer is set.
+    pub(super) async fn watch_alarm(&self, at: Instant) {
+        struct Watch<'a>(&'a Published);
+        impl Drop for Watch<'_> {
+            fn drop(&mut self) {
+                self.0.watch(u64::MAX);
+            }
+        }
+        if let Some(early) = at.checked_sub(LEAD).filter(|early| *early > Instant::now()) {
+            let _watch = Watch(&self.published);
+            self.published.watch(self.nanos(at));
+            sleep_until(early).await;
+        }
+        sleep_until(at).await;
     }
 
     /// When time alone changes something; a timer follows it.
@@ -274,20 +296,23 @@ impl Gate {
         }
     }
 
-    /// Refuses a call, unless the alarm is due.
+    /// Refuses a call, unless the alarm is due. Nobody reads the clock for that while a timer is set for it; but now and
+    /// then somebody does, for a timer can be late.
     fn knock(&self, word: Word, purpose: Purpose) -> Result<Option<Grant>, Rejected> {
-        let now = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let alarm = self.published.alarm();
+        let looks = !self.published.is_watched(alarm) || self.tally.rejected_here().is_multiple_of(LOOK_EVERY);
         // An alarm of another word must not hold anybody off: somebody has just made room.
-        if now >= alarm || self.published.word() != word {
+        if looks && self.nanos(Instant::now()) >= alarm || self.published.word() != word {
             return self.ask(purpose);
         }
         self.tally.rejected();
-        let known = (alarm != u64::MAX).then(|| Duration::from_nanos(alarm - now));
-        let wait = known.unwrap_or_else(|| self.published.patience());
-        let state = word.state();
-        let retry_after = if state == BreakerState::HalfOpen { wait.min(PROBE_GUESS) } else { wait };
-        Err(Rejected { state, retry_after })
+        let until = (alarm != u64::MAX).then(|| self.origin + Duration::from_nanos(alarm));
+        let at_most = match (until, word.state()) {
+            (_, BreakerState::HalfOpen) => PROBE_GUESS,
+            (None, _) => self.published.patience(),
+            (Some(_), _) => Duration::MAX,
+        };
+        Err(Rejected::new(word.state(), until, at_most))
     }
 
     /// Asks the policy.
@@ -307,7 +332,7 @@ impl Gate {
                     if state == BreakerState::Recovering {
                         self.tally.add(Rare::Throttled, 1);
                     }
-                    Err(Rejected { state, retry_after: policy.retry_after(now).unwrap_or_default() })
+                    Err(Rejected::new(state, None, policy.retry_after(now).unwrap_or_default()))
                 }
             }
         })

@@ -11,7 +11,7 @@ use super::BreakerState;
 use super::gate::Gate;
 use super::policy::{Evidence, Grant};
 use super::report::FailureKind;
-use super::word::Rare;
+use super::tally::Rare;
 use crate::backend::BackendError;
 
 /// What a call is for.
@@ -50,16 +50,30 @@ pub enum CallOutcome {
 
 /// A call that was not admitted. The backend was not touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the breaker is {state}; retry after {retry_after:?}")]
+#[error("the breaker is {state}; retry after {:?}", self.retry_after())]
 #[non_exhaustive]
 pub struct Rejected {
     /// The state that refused it. In a recovery the call was only throttled: another one may get through.
     pub state: BreakerState,
-    /// When to try again.
-    pub retry_after: Duration,
+    /// When that may be over, if it is known.
+    until: Option<Instant>,
+    /// How long to wait at most.
+    at_most: Duration,
 }
 
 impl Rejected {
+    pub(super) fn new(state: BreakerState, until: Option<Instant>, at_most: Duration) -> Self {
+        Self { state, until, at_most }
+    }
+
+    /// When to try again. Where nobody knows, because any report may make room or a person has to lift something, it is
+    /// a guess that does no harm.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        left.map_or(self.at_most, |left| left.min(self.at_most))
+    }
+
     /// Whether a recovery held it back, while others get through.
     #[must_use]
     pub fn is_throttled(&self) -> bool {
@@ -86,6 +100,7 @@ pub struct Lease<G: Deref<Target = Gate>> {
 pub type OwnedLease = Lease<Arc<Gate>>;
 
 impl<G: Deref<Target = Gate>> Lease<G> {
+    #[inline]
     pub(super) fn new(gate: G, grant: Option<Grant>) -> Self {
         Self { gate, grant, called: None }
     }
@@ -109,6 +124,7 @@ impl<G: Deref<Target = Gate>> Lease<G> {
     }
 
     /// Reports what became of the call.
+    #[inline]
     pub fn settle(mut self, outcome: CallOutcome) {
         let Some(grant) = self.grant.take() else { return };
         match outcome {
@@ -125,6 +141,7 @@ impl<G: Deref<Target = Gate>> Lease<G> {
 
     /// Reports the result of the call: an error is judged by [`BackendError::verdict`], unless the configuration
     /// excludes it.
+    #[inline]
     pub fn settle_result<T>(mut self, result: &Result<T, BackendError>) {
         let Some(grant) = self.grant.take() else { return };
         match result {
@@ -135,8 +152,17 @@ impl<G: Deref<Target = Gate>> Lease<G> {
 }
 
 impl<G: Deref<Target = Gate>> Drop for Lease<G> {
+    #[inline]
     fn drop(&mut self) {
-        let Some(grant) = self.grant.take() else { return };
+        if let Some(grant) = self.grant.take() {
+            self.dropped(grant);
+        }
+    }
+}
+
+impl<G: Deref<Target = Gate>> Lease<G> {
+    #[cold]
+    fn dropped(&self, grant: Grant) {
         if std::thread::panicking() {
             let evidence = Evidence::Dead { kind: FailureKind::Panic, code: None };
             self.gate.ended(grant, evidence, Rare::Panicked);

@@ -83,6 +83,7 @@ mod policy;
 mod report;
 mod rule;
 mod store;
+mod tally;
 mod window;
 mod word;
 

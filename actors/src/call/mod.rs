@@ -61,7 +61,7 @@ impl Denied {
     #[must_use]
     pub fn retry_after(&self) -> Duration {
         match self {
-            Self::Breaker(rejected) => rejected.retry_after,
+            Self::Breaker(rejected) => rejected.retry_after(),
             Self::Bulkhead { retry_after, .. } => *retry_after,
         }
     }

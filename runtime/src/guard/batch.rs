@@ -2,10 +2,22 @@ use std::fmt;
 
 use super::{GuardError, MAX_ROW_BYTES};
 
+type Row = (sled::IVec, Option<sled::IVec>);
+
+/// What sled is given.
+pub(super) enum Writes {
+    /// A row alone is atomic by itself. As a batch it would be written twice: sled writes down the extent of a batch
+    /// first, with a wait for the disk of its own.
+    One(Row),
+    Many(sled::Batch),
+}
+
 /// Rows that are written in one atomic step. Of several writes to one key the last counts.
 #[derive(Clone, Default)]
 pub struct Batch {
     rows: sled::Batch,
+    /// The first of them, with its value unless it is removed.
+    first: Option<Row>,
     count: usize,
     bytes: usize,
     largest: usize,
@@ -22,6 +34,9 @@ impl Batch {
     pub fn insert(&mut self, key: impl Into<sled::IVec>, value: impl Into<sled::IVec>) {
         let (key, value) = (key.into(), value.into());
         let bytes = key.len() + value.len();
+        if self.is_empty() {
+            self.first = Some((key.clone(), Some(value.clone())));
+        }
         self.count += 1;
         self.bytes += bytes;
         self.largest = self.largest.max(bytes);
@@ -31,6 +46,9 @@ impl Batch {
     /// Removes a row, if it is there.
     pub fn remove(&mut self, key: impl Into<sled::IVec>) {
         let key = key.into();
+        if self.is_empty() {
+            self.first = Some((key.clone(), None));
+        }
         self.count += 1;
         self.bytes += key.len();
         self.rows.remove(key);
@@ -54,11 +72,14 @@ impl Batch {
         self.bytes
     }
 
-    pub(super) fn into_checked(self) -> Result<sled::Batch, GuardError> {
+    pub(super) fn into_checked(self) -> Result<Writes, GuardError> {
         if self.largest > MAX_ROW_BYTES {
             return Err(GuardError::RowTooLarge { bytes: self.largest });
         }
-        Ok(self.rows)
+        Ok(match self.first {
+            Some(row) if self.count == 1 => Writes::One(row),
+            _ => Writes::Many(self.rows),
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::batch::Writes;
 use super::{Batch, GuardError, GuardOptions, OpenError, Step, create_dir_durably, pause, sync_dir};
 
 /// One sled database that says the truth about durability. All calls block: keep them off the async workers.
@@ -76,8 +77,12 @@ impl GuardedDb {
     /// As [`commit`](Self::commit).
     pub fn apply(&self, batch: Batch) -> Result<(), GuardError> {
         self.healthy()?;
-        let rows = batch.into_checked()?;
-        self.step(Step::Apply, || self.db.apply_batch(rows))
+        let writes = batch.into_checked()?;
+        self.step(Step::Apply, || match writes {
+            Writes::One((key, Some(value))) => self.db.insert(key, value).map(drop),
+            Writes::One((key, None)) => self.db.remove(key).map(drop),
+            Writes::Many(rows) => self.db.apply_batch(rows),
+        })
     }
 
     /// Makes everything that was written durable.

@@ -61,9 +61,9 @@ async fn a_breaker_whose_actor_dies_while_open_stays_open_and_the_next_one_finds
     rig.open();
     sleep(WAIT / 2).await;
     actor.kill_and_wait(None).await.unwrap();
-    assert_eq!(rig.refused().retry_after, WAIT / 2);
+    assert_eq!(rig.refused().retry_after(), WAIT / 2);
     let _next = start(&rig).await;
-    assert_eq!(rig.refused().retry_after, WAIT / 2);
+    assert_eq!(rig.refused().retry_after(), WAIT / 2);
     sleep(WAIT / 2 + MS).await;
     assert_eq!(rig.state(), BreakerState::HalfOpen);
 }

@@ -65,7 +65,7 @@ async fn a_throttled_call_is_told_apart_from_a_refused_one_and_when_to_come_agai
         }
     };
     assert!(refused.is_throttled());
-    assert!(refused.retry_after > Duration::ZERO && refused.retry_after <= STEP / 5, "{refused}");
+    assert!(refused.retry_after() > Duration::ZERO && refused.retry_after() <= STEP / 5, "{refused}");
     assert_eq!(rig.breaker.snapshot().throttled, 1);
 }
 
@@ -93,7 +93,7 @@ async fn a_rule_that_fires_opens_it_again_at_once_and_the_wait_grows() {
         assert_eq!(rig.state(), BreakerState::Recovering);
         rig.breaker.gate().try_acquire(Purpose::Probe).expect("a place is free").settle(CallOutcome::Failure);
     }
-    assert_eq!((rig.state(), rig.refused().retry_after), (BreakerState::Open, WAIT * 2));
+    assert_eq!((rig.state(), rig.refused().retry_after()), (BreakerState::Open, WAIT * 2));
     let explained = rig.breaker.explain();
     assert_eq!(explained.cause, Some(TransitionCause::RecoveryFailed { step: 1 }));
     assert_eq!(explained.opened_on.len(), 3);

@@ -284,7 +284,7 @@ async fn an_open_wait_grows_with_every_probe_that_fails_and_starts_anew_once_it_
     let rig = rig(BreakerConfig { open_wait_growth: 2.0, open_wait_max: WAIT * 3, ..touchy() }).await;
     rig.open();
     for wait in [WAIT, WAIT * 2, WAIT * 3, WAIT * 3] {
-        assert_eq!(rig.refused().retry_after, wait);
+        assert_eq!(rig.refused().retry_after(), wait);
         advance(wait).await;
         rig.call(CallOutcome::Failure);
     }
@@ -292,7 +292,7 @@ async fn an_open_wait_grows_with_every_probe_that_fails_and_starts_anew_once_it_
     rig.call(CallOutcome::Success);
     assert_eq!(rig.state(), BreakerState::Closed);
     rig.open();
-    assert_eq!(rig.refused().retry_after, WAIT);
+    assert_eq!(rig.refused().retry_after(), WAIT);
 }
 
 #[tokio::test(start_paused = true)]
@@ -301,7 +301,7 @@ async fn jitter_makes_a_wait_shorter_and_never_longer() {
     let mut waits = Vec::new();
     for _ in 0..50 {
         rig.open();
-        waits.push(rig.refused().retry_after);
+        waits.push(rig.refused().retry_after());
         rig.breaker.reset();
     }
     assert!(waits.iter().all(|wait| (WAIT / 2..=WAIT).contains(wait)), "{waits:?}");

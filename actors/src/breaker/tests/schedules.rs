@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use tokio::time::Instant;
 
 use super::*;
-use crate::breaker::word::{Published, Rare, Tally, Word};
+use crate::breaker::tally::{Rare, Tally};
+use crate::breaker::word::{Published, Word};
 use crate::threads::atomic::{AtomicBool, Ordering};
 use crate::threads::schedules::{Clock, explore, thread};
 

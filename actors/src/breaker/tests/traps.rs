@@ -270,7 +270,7 @@ async fn trap_12_it_is_half_open_at_exactly_the_end_of_the_wait_and_not_before()
     let rig = rig(touchy()).await;
     rig.open();
     advance(WAIT - Duration::from_nanos(1)).await;
-    assert_eq!(rig.refused().retry_after, Duration::from_nanos(1));
+    assert_eq!(rig.refused().retry_after(), Duration::from_nanos(1));
     assert_eq!(rig.state(), BreakerState::Open);
     advance(Duration::from_nanos(1)).await;
     let _probe = rig.admit();
@@ -294,7 +294,7 @@ async fn trap_16_a_refusal_touches_nothing_and_says_when_to_come_again() {
     rig.open();
     let before = rig.breaker.snapshot();
     for _ in 0..1_000 {
-        assert_eq!(rig.refused().retry_after, WAIT);
+        assert_eq!(rig.refused().retry_after(), WAIT);
     }
     let after = rig.breaker.snapshot();
     assert_eq!((after.rejected, after.admitted, after.failed), (1_000, before.admitted, before.failed));
