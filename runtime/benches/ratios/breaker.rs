@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use failsafe::CircuitBreaker as _;
 use futures::FutureExt as _;
+use ractor::Actor;
 use recloser::Recloser;
-use seawall::breaker::{BreakerCell, BreakerConfig, BreakerState, CallOutcome, Gate, Purpose};
+use seawall::breaker::{
+    BreakerActor, BreakerArguments, BreakerCell, BreakerConfig, BreakerState, CallOutcome, Gate, Purpose,
+};
 use seawall::event::EventBus;
 use seawall::fallback::Mode;
 use seawall::record::Record;
@@ -158,11 +161,22 @@ fn window(effort: Effort) -> Row {
     Row::ratio("3", what, "1 000 in the window", rounds.ratio(0, 1), medians, Aim::AtMost(1.1))
 }
 
-fn refusal(effort: Effort) -> Vec<Row> {
-    let calls = effort.pick(500_000, 50_000);
-    let gate = gate(BreakerConfig { failure_threshold: 1, ..only_consecutive() });
+/// An open breaker with its actor, whose timer is set: as it is in a runtime.
+async fn watched_and_open() -> Arc<Gate> {
+    let config = BreakerConfig { failure_threshold: 1, ..only_consecutive() };
+    let cell = BreakerCell::open("graph".into(), config, Arc::new(EventBus::new()), None).await;
+    let gate = Arc::clone(cell.handle().gate());
+    Actor::spawn(None, BreakerActor, BreakerArguments { cell }).await.expect("it starts");
     gate.try_acquire(Purpose::Live).expect("it is closed").settle(CallOutcome::Failure);
     assert_eq!(gate.view().state, BreakerState::Open);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    gate
+}
+
+fn refusal(effort: Effort) -> Vec<Row> {
+    let calls = effort.pick(500_000, 50_000);
+    let tokio = current_thread();
+    let gate = tokio.block_on(watched_and_open());
     let recloser = Recloser::custom().closed_len(1).open_wait(DAY).build();
     while recloser.call(|| Err::<(), ()>(())).is_err_and(|error| matches!(error, recloser::Error::Inner(()))) {}
     let policy = failsafe::failure_policy::consecutive_failures(1, failsafe::backoff::constant(DAY));

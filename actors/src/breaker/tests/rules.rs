@@ -53,6 +53,17 @@ async fn a_failure_rate_waits_for_enough_calls_and_forgets_what_has_left_the_win
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_came_before_a_transition_is_in_no_window() {
+    let rig = rig(BreakerConfig { failure_rate: Some(0.5), ..rates() }).await;
+    (0..3).for_each(|_| rig.call(CallOutcome::Failure));
+    rig.breaker.reset();
+    (0..3).for_each(|_| rig.call(CallOutcome::Success));
+    rig.call(CallOutcome::Failure);
+    assert_eq!(rig.state(), BreakerState::Closed, "one of four");
+    assert!(rig.breaker.explain().rules.iter().all(|rule| rule.calls.is_none_or(|calls| calls == 4)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn ignored_and_cancelled_calls_are_in_no_rate_and_refusals_are_good() {
     let rig = rig(BreakerConfig { failure_rate: Some(0.5), ..rates() }).await;
     for _ in 0..3 {
