@@ -120,7 +120,8 @@ impl Gate {
     /// [`Rejected`] when the breaker does not let it through; the backend must not be touched then.
     #[inline]
     pub fn try_acquire(&self, purpose: Purpose) -> Result<Lease<&Self>, Rejected> {
-        Ok(Lease::new(self, self.admit(purpose)?))
+        let (grant, counted) = self.admit(purpose)?;
+        Ok(Lease::new(self, grant, counted))
     }
 
     /// Like [`try_acquire`](Self::try_acquire), with a lease that holds the gate. Costs one more reference
@@ -129,7 +130,8 @@ impl Gate {
     /// # Errors
     /// As [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_owned(self: &Arc<Self>, purpose: Purpose) -> Result<OwnedLease, Rejected> {
-        Ok(Lease::new(Arc::clone(self), self.admit(purpose)?))
+        let (grant, counted) = self.admit(purpose)?;
+        Ok(Lease::new(Arc::clone(self), grant, counted))
     }
 
     /// The state and the generation now, in one load.
@@ -229,6 +231,11 @@ impl Gate {
         })
     }
 
+    /// When a call loses the place that it holds now.
+    pub(super) fn deadline(&self, grant: Grant) -> Option<Instant> {
+        self.lock().policy.deadline(grant)
+    }
+
     /// A record for the store, newer than all before.
     pub(super) fn record(&self) -> SavedBreaker {
         let mut core = self.lock();
@@ -282,15 +289,21 @@ impl Gate {
         self.lock().policy.save_again_in()
     }
 
+    /// Whether a call is admitted, and whether it is counted.
     #[inline]
-    fn admit(&self, purpose: Purpose) -> Result<Option<Grant>, Rejected> {
+    fn admit(&self, purpose: Purpose) -> Result<(Grant, bool), Rejected> {
         let word = self.published.word();
+        if word.is_free() {
+            self.tally.admitted();
+            return Ok((Grant { generation: word.generation(), tick: self.published.tick(), place: None }, true));
+        }
+        self.negotiate(word, purpose)
+    }
+
+    #[cold]
+    fn negotiate(&self, word: Word, purpose: Purpose) -> Result<(Grant, bool), Rejected> {
         match word.door() {
-            Door::Open if word.state() == BreakerState::Disabled => Ok(None),
-            Door::Open => {
-                self.tally.admitted();
-                Ok(Some(Grant { generation: word.generation(), tick: self.published.tick(), probe: None }))
-            }
+            Door::Open => Ok((Grant { generation: word.generation(), tick: 0, place: None }, false)),
             Door::Guarded => self.ask(purpose),
             Door::Shut => self.knock(word, purpose),
         }
@@ -298,7 +311,7 @@ impl Gate {
 
     /// Refuses a call, unless the alarm is due. Nobody reads the clock for that while a timer is set for it; but now and
     /// then somebody does, for a timer can be late.
-    fn knock(&self, word: Word, purpose: Purpose) -> Result<Option<Grant>, Rejected> {
+    fn knock(&self, word: Word, purpose: Purpose) -> Result<(Grant, bool), Rejected> {
         let alarm = self.published.alarm();
         let looks = !self.published.is_watched(alarm) || self.tally.rejected_here().is_multiple_of(LOOK_EVERY);
         // An alarm of another word must not hold anybody off: somebody has just made room.
@@ -317,15 +330,15 @@ impl Gate {
 
     /// Asks the policy.
     #[cold]
-    fn ask(&self, purpose: Purpose) -> Result<Option<Grant>, Rejected> {
+    fn ask(&self, purpose: Purpose) -> Result<(Grant, bool), Rejected> {
         self.act(|policy, now| {
             let grant = policy.admit(purpose, now);
             let state = policy.state();
             match grant {
-                Some(_) if state == BreakerState::Disabled => Ok(None),
+                Some(grant) if state == BreakerState::Disabled => Ok((grant, false)),
                 Some(grant) => {
                     self.tally.admitted();
-                    Ok(Some(grant))
+                    Ok((grant, true))
                 }
                 None => {
                     self.tally.rejected();
@@ -342,11 +355,11 @@ impl Gate {
     #[inline]
     pub(super) fn succeeded(&self, grant: Grant, slow: bool, called: Option<Instant>) {
         let old = self.published.tick().wrapping_sub(grant.tick) >= TICKS;
-        if grant.probe.is_none() && !slow && !old && called.is_none() {
+        if grant.place.is_none() && !slow && !old && called.is_none() {
             return self.count_success(grant);
         }
         let took = called.map(|at| at.elapsed());
-        if grant.probe.is_none() && !slow && took.is_some_and(|took| took < self.published.slow_call()) {
+        if grant.place.is_none() && !slow && took.is_some_and(|took| took < self.published.slow_call()) {
             return self.count_success(grant);
         }
         self.report(grant, took, if slow { Evidence::Slow } else { Evidence::Alive }, Counted::Success);

@@ -90,8 +90,9 @@ impl Rejected {
 #[derive(Debug)]
 pub struct Lease<G: Deref<Target = Gate>> {
     gate: G,
-    /// `None` once it has reported, and for calls that are not counted.
-    grant: Option<Grant>,
+    grant: Grant,
+    /// Whether it has yet to report. Calls that are not counted never have to.
+    open: bool,
     /// When the backend was called, if the caller told.
     called: Option<Instant>,
 }
@@ -101,20 +102,20 @@ pub type OwnedLease = Lease<Arc<Gate>>;
 
 impl<G: Deref<Target = Gate>> Lease<G> {
     #[inline]
-    pub(super) fn new(gate: G, grant: Option<Grant>) -> Self {
-        Self { gate, grant, called: None }
+    pub(super) fn new(gate: G, grant: Grant, counted: bool) -> Self {
+        Self { gate, grant, open: counted, called: None }
     }
 
     /// The generation in which it was given; `None` when the breaker is disabled and counts nothing.
     #[must_use]
     pub fn generation(&self) -> Option<u64> {
-        self.grant.map(|grant| grant.generation)
+        self.open.then_some(self.grant.generation)
     }
 
-    /// When it loses its place, in half-open. What the call reports later than that changes nothing.
+    /// When it loses its place in half-open or in a recovery. What the call reports later than that changes nothing.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.grant?.probe.map(|probe| probe.deadline)
+        self.gate.deadline(self.grant)
     }
 
     /// The backend is called now. How long the call takes is then known exactly, and otherwise to within a quarter of
@@ -126,7 +127,10 @@ impl<G: Deref<Target = Gate>> Lease<G> {
     /// Reports what became of the call.
     #[inline]
     pub fn settle(mut self, outcome: CallOutcome) {
-        let Some(grant) = self.grant.take() else { return };
+        if !std::mem::take(&mut self.open) {
+            return;
+        }
+        let grant = self.grant;
         match outcome {
             CallOutcome::Success | CallOutcome::Refused => self.gate.succeeded(grant, false, self.called),
             CallOutcome::Slow => self.gate.succeeded(grant, true, None),
@@ -143,7 +147,10 @@ impl<G: Deref<Target = Gate>> Lease<G> {
     /// excludes it.
     #[inline]
     pub fn settle_result<T>(mut self, result: &Result<T, BackendError>) {
-        let Some(grant) = self.grant.take() else { return };
+        if !std::mem::take(&mut self.open) {
+            return;
+        }
+        let grant = self.grant;
         match result {
             Ok(_) => self.gate.succeeded(grant, false, self.called),
             Err(error) => self.gate.failed(grant, error, self.called),
@@ -154,8 +161,8 @@ impl<G: Deref<Target = Gate>> Lease<G> {
 impl<G: Deref<Target = Gate>> Drop for Lease<G> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(grant) = self.grant.take() {
-            self.dropped(grant);
+        if self.open {
+            self.dropped(self.grant);
         }
     }
 }

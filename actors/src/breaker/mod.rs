@@ -98,7 +98,7 @@ pub use handle::BreakerHandle;
 pub use history::{HISTORY, SAMPLES};
 pub use lease::{CallOutcome, Lease, OwnedLease, Purpose, Rejected};
 pub use message::{BreakerMessage, Control};
-pub use policy::{BreakerPolicy, Effects, Evidence, Grant, Heard, ProbeGrant, Settled, WouldOpen};
+pub use policy::{BreakerPolicy, Effects, Evidence, Grant, Heard, Settled, WouldOpen};
 pub use report::{
     BreakerSnapshot, BreakerView, Explanation, FailureKind, FailureSample, ProbeReading, RecoveryReading, RuleReading,
     ShadowReading, Transition,

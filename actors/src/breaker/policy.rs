@@ -6,6 +6,7 @@ mod saved;
 mod shadow;
 
 use std::collections::HashSet;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -43,9 +44,10 @@ pub struct BreakerPolicy {
     attempts: u32,
     half_open_attempts: u32,
     opened: Option<(TransitionCause, u64)>,
-    last_probe: u64,
+    /// How many places were ever given.
+    places: u64,
     /// Probes that lost their place and have not reported yet: as many as there are such calls in memory.
-    late: HashSet<u64>,
+    late: HashSet<NonZeroU64>,
     history: History,
     effects: Effects,
 }
@@ -62,7 +64,7 @@ enum Automatic {
 /// A call that holds a place, in half-open or in a recovery.
 #[derive(Debug)]
 struct Probe {
-    id: u64,
+    place: NonZeroU64,
     purpose: Purpose,
     deadline: Instant,
 }
@@ -83,15 +85,7 @@ pub struct Grant {
     /// The tick in which it was given, by which its age is known.
     pub tick: u32,
     /// Its place in half-open or in a recovery.
-    pub probe: Option<ProbeGrant>,
-}
-
-/// A place in half-open or in a recovery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProbeGrant {
-    id: u64,
-    /// When it is lost.
-    pub deadline: Instant,
+    pub place: Option<NonZeroU64>,
 }
 
 /// What the result of a call says about the backend.
@@ -173,7 +167,7 @@ impl BreakerPolicy {
             attempts: 0,
             half_open_attempts: 0,
             opened: None,
-            last_probe: 0,
+            places: 0,
             late: HashSet::new(),
             history: History::new(now),
             effects: Effects::default(),
@@ -318,7 +312,7 @@ impl BreakerPolicy {
             }
             Automatic::HalfOpen { probes, .. } => {
                 for probe in probes.extract_if(.., |probe| now >= probe.deadline) {
-                    self.late.insert(probe.id);
+                    self.late.insert(probe.place);
                     self.effects.expired += 1;
                 }
             }
@@ -334,7 +328,7 @@ impl BreakerPolicy {
             if self.counts_ages() {
                 self.ages.wake(self.heard, now);
             }
-            return Some(Grant { generation, tick: self.ages.number(), probe: None });
+            return Some(Grant { generation, tick: self.ages.number(), place: None });
         }
         if self.manual.is_some() {
             return None;
@@ -345,17 +339,28 @@ impl BreakerPolicy {
             Automatic::Recovering(recovery) => recovery.admit(&self.config, purpose)?,
             _ => return None,
         };
-        self.last_probe += 1;
-        let (id, deadline) = (self.last_probe, later(now, self.config.half_open_lease));
-        probes.push(Probe { id, purpose, deadline });
-        Some(Grant { generation, tick: self.ages.number(), probe: Some(ProbeGrant { id, deadline }) })
+        self.places += 1;
+        let (place, deadline) = (NonZeroU64::new(self.places)?, later(now, self.config.half_open_lease));
+        probes.push(Probe { place, purpose, deadline });
+        Some(Grant { generation, tick: self.ages.number(), place: Some(place) })
+    }
+
+    /// When a call loses the place that it holds now.
+    #[must_use]
+    pub fn deadline(&self, grant: Grant) -> Option<Instant> {
+        let probes = match &self.automatic {
+            Automatic::HalfOpen { probes, .. } => probes,
+            Automatic::Recovering(recovery) => recovery.probes(),
+            Automatic::Closed | Automatic::Open { .. } => return None,
+        };
+        probes.iter().find(|probe| Some(probe.place) == grant.place).map(|probe| probe.deadline)
     }
 
     /// Takes in the result of a call.
     pub fn settle(&mut self, grant: Grant, evidence: Evidence<'_>, now: Instant) -> Settled {
         self.tick(now);
-        if let Some(probe) = grant.probe
-            && self.late.remove(&probe.id)
+        if let Some(place) = grant.place
+            && self.late.remove(&place)
         {
             return Settled::Expired;
         }
@@ -365,8 +370,8 @@ impl BreakerPolicy {
         if let Evidence::Dead { kind, code } = evidence {
             self.history.failed(kind, code, self.generation, now);
         }
-        match (&self.manual, grant.probe) {
-            (None, Some(probe)) => self.probed(probe.id, evidence, now),
+        match (&self.manual, grant.place) {
+            (None, Some(place)) => self.probed(place, evidence, now),
             (None, None) => self.observe(evidence, now),
             (Some(manual), _) if manual.state == BreakerState::MetricsOnly => self.observe(evidence, now),
             (Some(_), _) => {}
@@ -477,12 +482,12 @@ impl BreakerPolicy {
     }
 
     /// The result of a call that holds a place.
-    fn probed(&mut self, id: u64, evidence: Evidence<'_>, now: Instant) {
+    fn probed(&mut self, place: NonZeroU64, evidence: Evidence<'_>, now: Instant) {
         match &mut self.automatic {
             Automatic::Closed | Automatic::Open { .. } => {}
-            Automatic::Recovering(_) => self.recovery_call_ended(id, evidence, now),
+            Automatic::Recovering(_) => self.recovery_call_ended(place, evidence, now),
             Automatic::HalfOpen { successes, probes } => {
-                probes.retain(|probe| probe.id != id);
+                probes.retain(|probe| probe.place != place);
                 match evidence {
                     Evidence::Nothing => {}
                     Evidence::Dead { .. } => self.open(TransitionCause::ProbeFailed, now),

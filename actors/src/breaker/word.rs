@@ -29,7 +29,14 @@ pub(super) struct Word(u64);
 impl Word {
     /// `guarded`: an admission is for the policy to decide.
     pub(super) fn new(state: BreakerState, generation: u64, guarded: bool) -> Self {
-        Self(generation << 8 | u64::from(guarded) << 3 | state as u64)
+        let free = state.admits_freely() && state != BreakerState::Disabled && !guarded;
+        Self(generation << 8 | u64::from(free) << 4 | u64::from(guarded) << 3 | state as u64)
+    }
+
+    /// Whether a call is admitted and counted, and nobody has to be asked.
+    #[inline]
+    pub(super) fn is_free(self) -> bool {
+        self.0 & 1 << 4 != 0
     }
 
     #[inline]
@@ -160,6 +167,7 @@ mod tests {
                         (HalfOpen | Open | ForcedOpen | Recovering, _) => Door::Shut,
                     };
                     assert_eq!(word.door(), door);
+                    assert_eq!(word.is_free(), door == Door::Open && state != Disabled);
                 }
             }
         }

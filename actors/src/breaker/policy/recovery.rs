@@ -9,6 +9,7 @@
 //! A step is good when time is up and fewer of its calls failed than `failure_rate` says (half of them, where it says
 //! nothing); a step in which nobody called is good. It is bad at once when a rule fires.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -116,9 +117,9 @@ impl Recovery {
 
 impl BreakerPolicy {
     /// A call of the recovery ended.
-    pub(super) fn recovery_call_ended(&mut self, id: u64, evidence: Evidence<'_>, now: Instant) {
+    pub(super) fn recovery_call_ended(&mut self, place: NonZeroU64, evidence: Evidence<'_>, now: Instant) {
         let Automatic::Recovering(recovery) = &mut self.automatic else { return };
-        recovery.probes.retain(|probe| probe.id != id);
+        recovery.probes.retain(|probe| probe.place != place);
         let bad = match evidence {
             Evidence::Nothing => return,
             Evidence::Alive => {
@@ -145,7 +146,7 @@ impl BreakerPolicy {
     pub(super) fn go_on_recovering(&mut self, now: Instant) {
         let Automatic::Recovering(recovery) = &mut self.automatic else { return };
         for probe in recovery.probes.extract_if(.., |probe| now >= probe.deadline) {
-            self.late.insert(probe.id);
+            self.late.insert(probe.place);
             self.effects.expired += 1;
         }
         if now < recovery.until {
