@@ -107,6 +107,20 @@ async fn refusing_takes_no_time_sends_no_message_and_tells_when_to_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_done_or_is_owed_is_not_refused_at_once_though_a_breaker_is_open() {
+    let rig = Rig::start().await;
+    let write = Write::store(record("a", 1));
+    let receipt = rig.handle().write(write.clone()).await.expect("is stored");
+    rig.lose(&rig.vector).await;
+    rig.mode(Mode::Disabled).await;
+    let again = rig.handle().write(write).await.expect("it was done before");
+    assert_eq!(again, receipt);
+    let touched = rig.graph.faults.counts().total;
+    refused(rig.handle().store(record("b", 1)).await);
+    assert_eq!(rig.graph.faults.counts().total, touched, "nor is another store asked for nothing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_stops_within_one_step_of_the_opening() {
     let rig = Rig::in_mode(Mode::QueueWrites).await;
     rig.shut(&rig.vector).await;

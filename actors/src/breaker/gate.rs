@@ -134,6 +134,19 @@ impl Gate {
         Ok(Lease::new(Arc::clone(self), grant, counted))
     }
 
+    /// Whether a call would be refused now, but for what time may have changed.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.published.word().door() == Door::Shut
+    }
+
+    /// Refuses a call that was not made yet, if it would be refused. Counts it then, and changes nothing else.
+    #[must_use]
+    pub fn try_refuse(&self) -> Option<Rejected> {
+        let word = self.published.word();
+        (word.door() == Door::Shut).then(|| self.refuse(word)).flatten()
+    }
+
     /// The state and the generation now, in one load.
     #[must_use]
     pub fn view(&self) -> BreakerView {
@@ -300,7 +313,6 @@ impl Gate {
         self.negotiate(word, purpose)
     }
 
-    #[cold]
     fn negotiate(&self, word: Word, purpose: Purpose) -> Result<(Grant, bool), Rejected> {
         match word.door() {
             Door::Open => Ok((Grant { generation: word.generation(), tick: 0, place: None }, false)),
@@ -309,14 +321,23 @@ impl Gate {
         }
     }
 
-    /// Refuses a call, unless the alarm is due. Nobody reads the clock for that while a timer is set for it; but now and
-    /// then somebody does, for a timer can be late.
+    /// Refuses a call, unless the alarm is due.
     fn knock(&self, word: Word, purpose: Purpose) -> Result<(Grant, bool), Rejected> {
+        match self.refuse(word) {
+            Some(rejected) => Err(rejected),
+            None => self.ask(purpose),
+        }
+    }
+
+    /// Refuses a call as long as this word holds and its alarm is not due. Nobody reads the clock for that while a timer
+    /// is set for it; but now and then somebody does, for a timer can be late.
+    #[inline]
+    fn refuse(&self, word: Word) -> Option<Rejected> {
         let alarm = self.published.alarm();
         let looks = !self.published.is_watched(alarm) || self.tally.rejected_here().is_multiple_of(LOOK_EVERY);
         // An alarm of another word must not hold anybody off: somebody has just made room.
         if looks && self.nanos(Instant::now()) >= alarm || self.published.word() != word {
-            return self.ask(purpose);
+            return None;
         }
         self.tally.rejected();
         let until = (alarm != u64::MAX).then(|| self.origin + Duration::from_nanos(alarm));
@@ -325,7 +346,7 @@ impl Gate {
             (None, _) => self.published.patience(),
             (Some(_), _) => Duration::MAX,
         };
-        Err(Rejected::new(word.state(), until, at_most))
+        Some(Rejected::new(word.state(), until, at_most))
     }
 
     /// Asks the policy.

@@ -36,7 +36,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::BackendName;
-use crate::breaker::Rejected;
+use crate::breaker::{BreakerState, Rejected};
 use crate::error::Refusal;
 
 /// A call that was not made. The backend was not touched, and none of this says anything about its health.
@@ -72,7 +72,18 @@ impl Denied {
         let retry_after = self.retry_after();
         match self {
             Self::Breaker(rejected) if rejected.is_throttled() => Refusal::Throttled { backend, retry_after },
-            _ => Refusal::Unavailable { backend, reason: self.to_string(), retry_after: Some(retry_after) },
+            Self::Breaker(rejected) => {
+                let reason = match rejected.state {
+                    BreakerState::Open => "its breaker is open",
+                    BreakerState::HalfOpen => "its breaker is half-open, and all its places are taken",
+                    BreakerState::ForcedOpen => "its breaker was forced open",
+                    _ => "its breaker lets nobody through",
+                };
+                Refusal::Unavailable { backend, reason: reason.to_owned(), retry_after: Some(retry_after) }
+            }
+            Self::Bulkhead { .. } => {
+                Refusal::Unavailable { backend, reason: self.to_string(), retry_after: Some(retry_after) }
+            }
         }
     }
 }

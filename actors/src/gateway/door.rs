@@ -61,6 +61,9 @@ impl Door {
             Ok(permit) => permit,
             Err(refusal) => return answer.give(Err(refusal)),
         };
+        if let Some(refusal) = Operation::refused_at_once(&self.plane, &write) {
+            return answer.give(Err(refusal));
+        }
         let deadline = Instant::now() + write.timeout.unwrap_or(self.config.write_timeout).min(LONGEST_TIMEOUT);
         let span = tracing::debug_span!("write", operation = %write.operation, changes = write.changes.len());
         let operation = Operation::new(Arc::clone(&self.plane), Arc::clone(&self.saga), write);

@@ -14,9 +14,10 @@ use tokio::time::{Instant, sleep_until};
 use self::durable::Hold;
 use crate::backend::{BackendError, BackendName, ErrorKind, Fence, FencedWrite, Happened, Stored};
 use crate::breaker::Purpose;
+use crate::call::Denied;
 use crate::error::Refusal;
 use crate::event::EventKind;
-use crate::fallback::{LegRule, Plan, WriteRule};
+use crate::fallback::{LegRule, Mode, Plan, WriteRule};
 use crate::journal::{Full, Intent, JournalHealth, JournalRecord};
 use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
 use crate::plane::{CallPermit, DataPlane, FailedCall, Store, Tries};
@@ -66,9 +67,29 @@ impl Leg {
 impl Operation {
     /// A write that was checked at the door.
     #[must_use]
-    pub fn new(plane: Arc<DataPlane>, config: Arc<SagaConfig>, write: Write) -> Self {
-        let changes = write.changes.clone().into();
+    pub fn new(plane: Arc<DataPlane>, config: Arc<SagaConfig>, mut write: Write) -> Self {
+        let changes = std::mem::take(&mut write.changes).into();
         Self { plane, config, write, changes, progress: Mutex::default() }
+    }
+
+    /// What a new write is told that only goes straight through and has an open breaker in its way: nothing has to be
+    /// begun to find that out.
+    #[must_use]
+    pub fn refused_at_once(plane: &DataPlane, write: &Write) -> Option<Refusal> {
+        let plan = plane.fallback.plan().load();
+        if plan.mode != Mode::Disabled || plan.journal != JournalHealth::Healthy {
+            return None;
+        }
+        let shut = plane.required().find(|store| store.breaker.gate().is_shut())?;
+        let ledger = plane.ledger();
+        let known = ledger.is_unsettled(write.operation) || ledger.outcome(write.operation) != Outcome::NotFound;
+        if known || ledger.is_behind(&shut.name, write.changes.iter().map(Change::key)) {
+            return None;
+        }
+        drop(ledger);
+        // The gate may have opened since.
+        let denied = Denied::from(shut.breaker.gate().try_refuse()?);
+        Some(denied.refusal(shut.name.clone()))
     }
 
     /// Does it, and answers exactly once: when the saga has ended, or at the deadline with what is known by then.
@@ -124,7 +145,8 @@ impl Operation {
             return Err(Refusal::JournalUnavailable { reason: plan.reason(), retry_after });
         }
         let admitted = self.admit(&plan, &rule)?;
-        self.plane.ledger().room(self.write.weight()).map_err(|full| self.full(full))?;
+        let weight = self.changes.iter().map(Change::weight).sum();
+        self.plane.ledger().room(weight).map_err(|full| self.full(full))?;
         let (legs, mut ends) = self.prepare(&rule, admitted).await?;
         self.execute(rule, legs, &mut ends).await
     }
