@@ -64,12 +64,14 @@ struct Settings {
 impl Settings {
     fn of(config: &BreakerConfig) -> Self {
         let failure_threshold = config.failure_threshold.max(1);
+        let rated = config.failure_rate.is_some() || config.slow_call_rate.is_some();
         Self {
             failure_threshold,
             failure_rate: config.failure_rate,
             slow_call_rate: config.slow_call_rate,
             minimum_calls: u64::from(config.minimum_calls.max(1)),
-            window_calls: config.window_calls.max(1),
+            // Where no rate is asked for, nothing has to be remembered for one.
+            window_calls: if rated { config.window_calls.max(1) } else { 1 },
             rolling_window: config.rolling_window,
             overdue_calls: config.overdue_calls,
             adaptive_minimum: config.adaptive.then(|| config.adaptive_minimum.clamp(1, failure_threshold)),

@@ -9,9 +9,9 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::threads::atomic::{AtomicU64, Ordering};
 
-/// Seats for threads, more than most runtimes have workers. A shard of its own takes 128 bytes of every breaker. In the
+/// Seats for threads. A shard takes 128 bytes of every breaker, which more than eight are not worth. In the
 /// tests of thread schedules everybody shares: there a thread is not what the operating system takes for one.
-const SEATS: usize = if cfg!(any(seawall_loom, seawall_shuttle)) { 0 } else { 16 };
+const SEATS: usize = if cfg!(any(seawall_loom, seawall_shuttle)) { 0 } else { 8 };
 
 /// The counters of one breaker. They only grow.
 #[derive(Debug, Default)]
