@@ -66,6 +66,15 @@ impl Denied {
         }
     }
 
+    /// Whether it is only that others have the places: as soon as one of them is done, there may be one.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        match self {
+            Self::Breaker(rejected) => rejected.is_throttled(),
+            Self::Bulkhead { .. } => true,
+        }
+    }
+
     /// What the caller is told whose request needs this backend.
     #[must_use]
     pub fn refusal(&self, backend: BackendName) -> Refusal {

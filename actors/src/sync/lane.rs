@@ -9,7 +9,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::backend::{BackendName, Fence, FencedWrite};
 use crate::breaker::{BreakerState, Purpose};
-use crate::call::Denied;
 use crate::event::EventKind;
 use crate::fallback::Access;
 use crate::journal::{JournalRecord, Step, StepResult};
@@ -108,8 +107,8 @@ impl Lane {
             while pause.is_none() && self.may_drain() && running.len() < window.allows(self.store.bulkhead.live()) {
                 let permit = match self.store.permit(self.purpose()) {
                     Ok(permit) => permit,
-                    Err(Denied::Bulkhead { retry_after, .. }) => {
-                        crowded = Some(retry_after);
+                    Err(denied) if denied.is_crowded() => {
+                        crowded = Some(denied.retry_after());
                         break;
                     }
                     Err(denied) => {
@@ -123,7 +122,7 @@ impl Lane {
                 session.start(self);
                 running.push(self.work(taken, step, permit));
             }
-            // Users have taken all places: the drain is still on, and comes again in a moment.
+            // Others have taken all places: the drain is still on, and comes again in a moment.
             if let (true, Some(wait)) = (running.is_empty(), crowded) {
                 sleep(wait).await;
                 continue;

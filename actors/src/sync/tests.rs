@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::backend::BackendError;
-use crate::breaker::{BreakerConfig, BreakerState, Purpose};
+use crate::breaker::{BreakerConfig, BreakerState, CallOutcome, Purpose};
 use crate::event::{EventKind, Update};
 use crate::fallback::Mode;
 use crate::journal::JournalRecord;
@@ -93,6 +93,27 @@ async fn an_open_breaker_is_not_called_and_its_closing_wakes_the_drain() {
     rig.gate("engine").breaker.reset();
     sleep(SECOND / 100).await;
     assert_eq!((owed(&rig), rig.gate("engine").breaker.view().state), (0, BreakerState::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_uses_the_places_that_a_recovery_gives_it_all_the_time() {
+    let breaker = BreakerConfig { recovery_calls: 8, recovery_step: 20 * SECOND, ..BreakerConfig::default() };
+    let rig = owing(500, Settings { breaker, ..Settings::default() }).await;
+    rig.store("engine").writes(Act::Slow(SECOND / 100));
+    let breaker = &rig.gate("engine").breaker;
+    for _ in 0..5 {
+        breaker.gate().try_acquire(Purpose::Live).expect("it is closed").settle(CallOutcome::Failure);
+    }
+    sleep(60 * SECOND).await;
+    for _ in 0..2 {
+        breaker.gate().try_acquire(Purpose::Probe).expect("it is half-open").settle(CallOutcome::Success);
+    }
+    assert_eq!(breaker.view().state, BreakerState::Recovering);
+    rig.mode(Mode::QueueWrites).await;
+    let _workers = rig.workers().await;
+    // Half of the half of eight places: two, for a hundredth of a second each.
+    sleep(3 * SECOND).await;
+    assert_eq!((owed(&rig), breaker.view().state), (0, BreakerState::Recovering));
 }
 
 #[tokio::test(start_paused = true)]

@@ -51,6 +51,7 @@ struct Dot {
 async fn live_through(third: f64) -> Vec<Dot> {
     let mut config = roomy();
     config.call.timeout = Duration::from_millis(100);
+    config.breaker.recovery_step = Duration::from_millis(300);
     config.breaker.reset_timeout = Duration::from_millis(300);
     let faults = Faults::new();
     let graph = Arc::new(FaultyBackend::around(Remote::new("graph"), &faults));
