@@ -19,6 +19,10 @@
 //! policy when it is due. (The bus and the watches wake tasks and call nobody back, so a subscriber may call the
 //! breaker.)
 
+mod records;
+mod results;
+mod views;
+
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -27,14 +31,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::BreakerState;
-use super::ages::TICKS;
 use super::lease::{Lease, OwnedLease, Purpose, Rejected};
-use super::policy::{BreakerPolicy, Evidence, Grant, Heard, PROBE_GUESS, Settled};
-use super::report::{BreakerSnapshot, BreakerView, Explanation, FailureKind, ratio};
-use super::store::SavedBreaker;
+use super::policy::{BreakerPolicy, Grant, Heard, PROBE_GUESS};
+use super::report::BreakerView;
 use super::tally::{Rare, Tally, Totals};
 use super::word::{Door, Published, Word};
-use crate::backend::{BackendError, BackendName};
+use crate::backend::BackendName;
 use crate::event::{EventBus, EventKind};
 use crate::threads::{Mutex, MutexGuard};
 
@@ -67,12 +69,6 @@ struct Core {
     last_success: Option<Instant>,
     /// How many successes there were when `last_success` was set.
     successes: u64,
-}
-
-impl Core {
-    fn awaits_record(&self) -> bool {
-        self.awaits_record && self.policy.generation() == 0
-    }
 }
 
 impl Gate {
@@ -191,117 +187,6 @@ impl Gate {
         self.alarm.subscribe()
     }
 
-    /// The counters and times now.
-    pub(super) fn snapshot(&self) -> BreakerSnapshot {
-        let mut core = self.lock();
-        let now = Instant::now();
-        core.policy.hear(heard(&self.tally.totals()));
-        core.policy.tick(now);
-        self.publish(&mut core, now);
-        let rolling = core.policy.rolling(now);
-        let policy = &core.policy;
-        let totals = self.tally.totals();
-        let state = policy.state();
-        let spent = |account| policy.history().spent(account, state, now);
-        let age = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
-        BreakerSnapshot {
-            name: self.name.clone(),
-            state,
-            generation: policy.generation(),
-            total_requests: totals.admitted + totals.rejected,
-            admitted: totals.admitted,
-            successful: totals.successful,
-            slow: totals.slow,
-            failed: totals.failed,
-            rejected: totals.rejected,
-            throttled: totals.throttled,
-            ignored: totals.ignored,
-            cancelled: totals.cancelled,
-            panicked: totals.panicked,
-            expired: totals.expired,
-            in_flight: totals.in_flight(),
-            stale_results: totals.stale,
-            state_transitions: policy.history().changes(),
-            time_in_closed: spent(BreakerState::Closed),
-            time_in_open: spent(BreakerState::Open),
-            time_in_half_open: spent(BreakerState::HalfOpen),
-            time_in_recovering: spent(BreakerState::Recovering),
-            time_in_manual: spent(BreakerState::ForcedOpen),
-            failure_rate: ratio(rolling.failed, rolling.calls).unwrap_or(0.0),
-            slow_call_rate: ratio(rolling.slow, rolling.calls).unwrap_or(0.0),
-            shadow_opened: policy.shadow_opened(),
-            last_failure: age(core.last_failure),
-            last_success: age(core.last_success),
-            retry_after: policy.retry_after(now),
-        }
-    }
-
-    /// Why the state is what it is.
-    pub(super) fn explain(&self) -> Explanation {
-        self.act(|policy, now| {
-            policy.tick(now);
-            policy.explain(self.name.clone(), now)
-        })
-    }
-
-    /// When a call loses the place that it holds now.
-    pub(super) fn deadline(&self, grant: Grant) -> Option<Instant> {
-        self.lock().policy.deadline(grant)
-    }
-
-    /// A record for the store, newer than all before.
-    pub(super) fn record(&self) -> SavedBreaker {
-        let mut core = self.lock();
-        core.sequence = core.sequence.saturating_add(1);
-        core.policy.saved(core.sequence, Instant::now())
-    }
-
-    /// The store holds a record with this sequence. The next one will be newer.
-    pub(super) fn follow(&self, sequence: u64) {
-        let mut core = self.lock();
-        core.sequence = core.sequence.max(sequence);
-    }
-
-    /// A record of an earlier process may come later.
-    pub(super) fn await_record(&self) {
-        self.lock().awaits_record = true;
-    }
-
-    /// Whether one may still come. A breaker that has changed its state knows better than any record.
-    pub(super) fn awaits_record(&self) -> bool {
-        self.lock().awaits_record()
-    }
-
-    /// Whether a call has succeeded in this process.
-    pub(super) fn was_alive(&self) -> bool {
-        self.tally.totals().successful > 0
-    }
-
-    /// No record comes any more: goes on where this one stops, if there is one and it is still awaited.
-    pub(super) fn take_over(&self, saved: Option<SavedBreaker>) {
-        let mut core = self.lock();
-        let awaited = core.awaits_record();
-        core.awaits_record = false;
-        let Some(saved) = saved.filter(|_| awaited) else { return };
-        let now = Instant::now();
-        core.sequence = core.sequence.max(saved.sequence);
-        core.loaded = saved.generation;
-        core.policy.hear(heard(&self.tally.totals()));
-        core.policy.take_over(saved, now);
-        self.publish(&mut core, now);
-    }
-
-    /// Whether the store does not know the state, or a wait is running of which it should know what is left.
-    pub(super) fn needs_saving(&self) -> bool {
-        let core = self.lock();
-        core.loaded != core.policy.generation() || core.policy.save_again_in().is_some()
-    }
-
-    /// How soon to save again, while a wait is running.
-    pub(super) fn save_again_in(&self) -> Option<Duration> {
-        self.lock().policy.save_again_in()
-    }
-
     /// Whether a call is admitted, and whether it is counted.
     #[inline]
     fn admit(&self, purpose: Purpose) -> Result<(Grant, bool), Rejected> {
@@ -372,95 +257,6 @@ impl Gate {
         })
     }
 
-    /// A call succeeded. `slow`: the caller says that it took too long; else that is found out, from when it `called`.
-    #[inline]
-    pub(super) fn succeeded(&self, grant: Grant, slow: bool, called: Option<Instant>) {
-        let old = self.published.tick().wrapping_sub(grant.tick) >= TICKS;
-        if grant.place.is_none() && !slow && !old && called.is_none() {
-            return self.count_success(grant);
-        }
-        let took = called.map(|at| at.elapsed());
-        if grant.place.is_none() && !slow && took.is_some_and(|took| took < self.published.slow_call()) {
-            return self.count_success(grant);
-        }
-        self.report(grant, took, if slow { Evidence::Slow } else { Evidence::Alive }, Counted::Success);
-    }
-
-    /// A call ended in an error.
-    pub(super) fn failed(&self, grant: Grant, error: &BackendError, called: Option<Instant>) {
-        let code = error.code.as_deref();
-        if code.is_some() && self.lock().policy.excludes(error) {
-            return self.ended(grant, Evidence::Nothing, Rare::Ignored);
-        }
-        if error.verdict().alive {
-            return self.succeeded(grant, false, called);
-        }
-        let evidence = Evidence::Dead { kind: FailureKind::Error(error.kind), code };
-        self.report(grant, None, evidence, Counted::Rare(Rare::Failed));
-    }
-
-    /// A caller stopped waiting.
-    pub(super) fn given_up(&self, grant: Grant, called: Option<Instant>) {
-        let took = called.map(|at| at.elapsed());
-        self.report(grant, took, Evidence::Nothing, Counted::Rare(Rare::Cancelled));
-    }
-
-    /// A call ended in another way.
-    pub(super) fn ended(&self, grant: Grant, evidence: Evidence<'_>, counted: Rare) {
-        self.report(grant, None, evidence, Counted::Rare(counted));
-    }
-
-    /// Reports to the policy.
-    #[cold]
-    fn report(&self, grant: Grant, took: Option<Duration>, evidence: Evidence<'_>, counted: Counted) {
-        let mut core = self.lock();
-        let now = Instant::now();
-        core.policy.hear(heard(&self.tally.totals()));
-        let old = || core.policy.is_slow(took.unwrap_or_else(|| core.policy.age(grant, now)));
-        let evidence = match (evidence, counted) {
-            (Evidence::Alive, _) if old() => Evidence::Slow,
-            (Evidence::Nothing, Counted::Rare(Rare::Cancelled)) if old() => {
-                Evidence::Dead { kind: FailureKind::Abandoned, code: None }
-            }
-            (evidence, _) => evidence,
-        };
-        let settled = core.policy.settle(grant, evidence, now);
-        // Counted under the lock, so that a snapshot shows a transition and the result that caused it together.
-        match (settled, counted) {
-            (Settled::Expired, _) => self.tally.add(Rare::Stale, 1),
-            (Settled::Stale, Counted::Success) => self.count_stale_success(),
-            (Settled::InTime, Counted::Success) => self.tally.successful(),
-            (settled, Counted::Rare(rare)) => {
-                self.tally.add(rare, 1);
-                self.tally.add(Rare::Stale, u64::from(settled == Settled::Stale));
-            }
-        }
-        if settled != Settled::Expired {
-            self.tally.add(Rare::Slow, u64::from(evidence == Evidence::Slow));
-            if let Evidence::Dead { .. } = evidence {
-                core.last_failure = Some(now);
-            }
-        }
-        self.publish(&mut core, now);
-    }
-
-    #[inline]
-    fn count_success(&self, grant: Grant) {
-        if self.published.word().generation() == grant.generation {
-            self.tally.successful();
-        } else {
-            self.count_stale_success();
-        }
-    }
-
-    /// A success that came after its generation is none of this one.
-    fn count_stale_success(&self) {
-        // First, so that it is never taken for one.
-        self.tally.add(Rare::StaleSuccess, 1);
-        self.tally.add(Rare::Stale, 1);
-        self.tally.successful();
-    }
-
     /// Tells everybody what the policy has become. The word first: who hears of an open breaker and calls at
     /// once is refused.
     fn publish(&self, core: &mut Core, now: Instant) {
@@ -500,13 +296,6 @@ impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gate").field("name", &self.name).field("view", &self.view()).finish_non_exhaustive()
     }
-}
-
-/// As what a call is counted.
-#[derive(Clone, Copy, PartialEq)]
-enum Counted {
-    Success,
-    Rare(Rare),
 }
 
 fn word(policy: &BreakerPolicy) -> Word {

@@ -1,5 +1,7 @@
 //! The verdict: a state machine without clock, lock or runtime.
 
+mod control;
+mod evidence;
 mod explain;
 mod recovery;
 mod saved;
@@ -11,12 +13,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use self::evidence::{Effects, Evidence, Grant, Heard, Settled, WouldOpen};
 use self::recovery::Recovery;
 use self::shadow::Shadow;
 use super::ages::Ages;
 use super::config::BreakerConfig;
 use super::history::History;
-use super::report::{FailureKind, Transition};
+use super::report::Transition;
 use super::rule::{Bad, Moment, Rules};
 use super::window::Sums;
 use super::{BreakerState, Purpose, TransitionCause};
@@ -75,78 +78,6 @@ struct Manual {
     state: BreakerState,
     reason: String,
     until: Option<Instant>,
-}
-
-/// An admission, as its call has to present it when it reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// The generation in which it was given.
-    pub generation: u64,
-    /// The tick in which it was given, by which its age is known.
-    pub tick: u32,
-    /// Its place in half-open or in a recovery.
-    pub place: Option<NonZeroU64>,
-}
-
-/// What the result of a call says about the backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Evidence<'a> {
-    /// It answered.
-    Alive,
-    /// It answered, slowly.
-    Slow,
-    /// It did not, or failed.
-    Dead {
-        /// How.
-        kind: FailureKind,
-        /// With which code.
-        code: Option<&'a str>,
-    },
-    /// Neither.
-    Nothing,
-}
-
-/// What became of a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settled {
-    /// It counts for the verdict.
-    InTime,
-    /// Its generation is over: it counts as a call, not for the verdict.
-    Stale,
-    /// The call was counted as expired before: nothing more happens.
-    Expired,
-}
-
-/// What the gate has counted so far, without telling the policy of every single call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Heard {
-    /// Calls that were admitted.
-    pub admitted: u64,
-    /// Calls that succeeded in their own generation. This never gets less.
-    pub successes: u64,
-    /// Calls that are out.
-    pub in_flight: u64,
-}
-
-/// What has to be told to others.
-#[derive(Debug, Default, PartialEq)]
-pub struct Effects {
-    /// Transitions, oldest first.
-    pub transitions: Vec<Transition>,
-    /// Calls that lost their place in half-open or in a recovery.
-    pub expired: u64,
-    /// Why it would have been opened, had a rule not been a shadow, or the breaker not in metrics-only.
-    pub would_open: Vec<(TransitionCause, WouldOpen)>,
-}
-
-/// Why a rule that fired did not open the breaker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WouldOpen {
-    /// It is a shadow.
-    Shadow,
-    /// The breaker is in metrics-only.
-    MetricsOnly,
 }
 
 impl BreakerPolicy {
@@ -379,53 +310,6 @@ impl BreakerPolicy {
         Settled::InTime
     }
 
-    /// Puts the breaker into a manual state, until it is lifted or this long.
-    pub fn force(&mut self, state: BreakerState, reason: String, expires_in: Option<Duration>, now: Instant) {
-        self.tick(now);
-        let from = self.state();
-        if let Automatic::HalfOpen { .. } | Automatic::Recovering(_) = self.automatic {
-            // The calls that hold its places no longer count; it probes anew when the override ends.
-            self.automatic = Automatic::Open { until: now };
-        }
-        let until = expires_in.map(|wait| later(now, wait));
-        self.manual = Some(Manual { state, reason: reason.clone(), until });
-        self.changed(from, TransitionCause::Manual(reason), now);
-    }
-
-    /// Ends an override: the state that it covered is back, and an open wait has gone on meanwhile.
-    pub fn lift(&mut self, now: Instant) {
-        self.tick(now);
-        if self.manual.is_some() {
-            self.uncover(TransitionCause::Lifted, now);
-        }
-    }
-
-    /// Closes it and forgets what led here, an override included. Calls that are out no longer count.
-    pub fn reset(&mut self, now: Instant) {
-        let from = self.state();
-        self.manual = None;
-        self.automatic = Automatic::Closed;
-        self.forget_attempts();
-        self.opened = None;
-        self.changed(from, TransitionCause::Reset, now);
-    }
-
-    /// Follows a new configuration without a transition. A wait that is running gets shorter with it, not longer.
-    pub fn reconfigure(&mut self, config: BreakerConfig, now: Instant) {
-        self.tick(now);
-        let moment = self.moment(now);
-        self.rules.reconfigure(&config, moment);
-        if self.config.shadow != config.shadow {
-            self.shadow = Shadow::of(&config, moment);
-        }
-        self.ages.reconfigure(config.slow_call);
-        if let Automatic::Open { until } = &mut self.automatic {
-            *until = (*until).min(later(now, config.open_wait(self.attempts)));
-        }
-        self.config = config;
-        self.tick(now);
-    }
-
     /// The failures, transitions and times that it remembers.
     pub(super) fn history(&self) -> &History {
         &self.history
@@ -530,13 +414,6 @@ impl BreakerPolicy {
         let from = self.state();
         self.automatic = automatic;
         self.changed(from, cause, now);
-    }
-
-    fn uncover(&mut self, cause: TransitionCause, now: Instant) {
-        let from = self.state();
-        self.manual = None;
-        self.changed(from, cause, now);
-        self.tick(now);
     }
 
     /// Every transition ends here: a new generation, in which nothing that came before counts.
