@@ -2,15 +2,16 @@
 //!
 //! ```text
 //! try_acquire ── word: closed ───────► admitted, one counter
-//!            ├── word: half-open ────► policy, under its lock: exactly as many places as configured
-//!            └── word: open ─ clock ─► refused, one counter; once the wait is over: policy
+//!            ├── half-open, recovering ─► policy, under its lock: exactly as many places as configured
+//!            └── word: open ─────────► refused, one counter; once the wait is over: policy
 //!
 //! settle ─────── success ─────────────► one counter
 //!            └── everything else, and what is slow, old or holds a place ─► policy, under its lock
 //! ```
 //!
 //! The policy hears how many calls there have been whenever it hears anything: no rule has to be asked for a call that
-//! went well. Nor does anybody read a clock for it: see `ages` for how the age of a call is known all the same.
+//! went well. Nor does the gate read a clock for it: see `ages` for how the age of a call is known all the same. (Who
+//! says when the backend was called, as a `Store` does because it has just looked, is told exactly and pays for it.)
 //!
 //! Whoever makes the policy change its state also publishes the change, under the same lock: the word, the
 //! event, the watch. So a breaker is open when the report of the last failure returns, events are in order and
