@@ -1,10 +1,10 @@
-//! Breaker states in Redis: on a real server, of which `SEAWALL_REDIS_SERVER` names the binary, and on none.
+//! Breaker states in Redis: on a real server, where `SEAWALL_SERVERS` says that there is one, and on none.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 #[path = "breaker_states/conformance.rs"]
 mod conformance;
-#[path = "breaker_states/server.rs"]
-mod server;
+#[path = "../../tests/servers/mod.rs"]
+mod servers;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use seawall::ledger::MemoryJournal;
 use seawall::operation::Held;
 use seawall::record::Record;
 use seawall::{RedisStateStore, Runtime};
-use server::{Server, at, free_port};
+use servers::free_port;
+use servers::redis::{Redis, RedisServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
@@ -36,6 +37,32 @@ fn store(config: &RedisConfig) -> RedisStateStore {
     RedisStateStore::new(config, |_| WAIT).unwrap()
 }
 
+/// The configuration for a Redis on this port, with a patience that a busy machine does not outlast.
+fn at(port: u16) -> RedisConfig {
+    RedisConfig {
+        enabled: true,
+        host: "127.0.0.1".to_owned(),
+        port,
+        timeout: Duration::from_secs(4),
+        ..RedisConfig::default()
+    }
+}
+
+impl RedisServer {
+    fn config(&self) -> RedisConfig {
+        at(self.port())
+    }
+
+    /// Runs a command on it, past the store.
+    async fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let client = redis::Client::open(("127.0.0.1", self.port())).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query_async(&mut connection).await.unwrap()
+    }
+}
+
 fn failed<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
     match result {
         Err(StoreError::Failed(why)) => why,
@@ -47,13 +74,13 @@ fn failed<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
 
 #[tokio::test]
 async fn redis_keeps_breaker_states_as_every_store_does() {
-    let Some(server) = Server::start(&[]).await else { return };
+    let Some(server) = RedisServer::start(Redis::default()).await else { return };
     conformance::check(&store(&server.config())).await;
 }
 
 #[tokio::test]
 async fn two_processes_that_race_leave_the_newest_record() {
-    let Some(server) = Server::start(&[]).await else { return };
+    let Some(server) = RedisServer::start(Redis::default()).await else { return };
     let stores = [store(&server.config()), store(&server.config())];
     for round in 0..20 {
         let [one, other] = &stores;
@@ -66,7 +93,7 @@ async fn two_processes_that_race_leave_the_newest_record() {
 
 #[tokio::test]
 async fn one_connection_does_for_all_breakers() {
-    let Some(server) = Server::start(&[]).await else { return };
+    let Some(server) = RedisServer::start(Redis::default()).await else { return };
     let store = store(&server.config());
     for n in 1..=10 {
         for backend in ["graph", "vector"] {
@@ -81,7 +108,7 @@ async fn one_connection_does_for_all_breakers() {
 
 #[tokio::test]
 async fn keys_fields_and_lives_are_those_of_document_003() {
-    let Some(server) = Server::start(&[]).await else { return };
+    let Some(server) = RedisServer::start(Redis::default()).await else { return };
     let store = store(&server.config());
     let lives = async |n, state, manual: bool| {
         let manual = record(n).manual.filter(|_| manual).map(|mut manual| {
@@ -108,7 +135,7 @@ async fn keys_fields_and_lives_are_those_of_document_003() {
 
 #[tokio::test]
 async fn what_another_implementation_saved_is_read_and_replaced() {
-    let Some(server) = Server::start(&[]).await else { return };
+    let Some(server) = RedisServer::start(Redis::default()).await else { return };
     let store = store(&server.config());
     let example = r#"{"state": "OPEN", "failure_count": 5, "opened_at": 1698765432.0, "half_open_attempts": 0}"#;
     let () = server.command(&["SET", KEY, example]).await;
@@ -121,7 +148,7 @@ async fn what_another_implementation_saved_is_read_and_replaced() {
 
 #[tokio::test]
 async fn what_nobody_can_read_is_told_and_written_over_but_not_what_is_no_record_at_all() {
-    let Some(server) = Server::start(&[]).await else { return };
+    let Some(server) = RedisServer::start(Redis::default()).await else { return };
     let store = store(&server.config());
     for (n, garbage) in (1..).zip(["", "{", "[]", "\"hush\"", "{\"format\":1,\"sequence\":99}"]) {
         let () = server.command(&["SET", KEY, garbage]).await;
@@ -138,7 +165,7 @@ async fn what_nobody_can_read_is_told_and_written_over_but_not_what_is_no_record
 
 #[tokio::test]
 async fn prefixes_and_databases_keep_services_apart() {
-    let Some(server) = Server::start(&[]).await else { return };
+    let Some(server) = RedisServer::start(Redis::default()).await else { return };
     let theirs = store(&RedisConfig { prefix: "orders".to_owned(), ..server.config() });
     let elsewhere = store(&RedisConfig { db: 1, ..server.config() });
     store(&server.config()).save(&graph(), record(1)).await.unwrap();
@@ -150,7 +177,7 @@ async fn prefixes_and_databases_keep_services_apart() {
 
 #[tokio::test]
 async fn a_password_opens_and_is_shown_by_no_error() {
-    let Some(server) = Server::start(&["--requirepass", "right-hush"]).await else { return };
+    let Some(server) = RedisServer::start(Redis::with(&["--requirepass", "right-hush"])).await else { return };
     let with = |password: Option<&str>| store(&RedisConfig { password: password.map(Secret::new), ..server.config() });
     assert_eq!(with(Some("right-hush")).save(&graph(), record(1)).await, Ok(()));
     assert!(failed(with(None).load(&graph()).await).contains("NOAUTH"));
@@ -160,7 +187,7 @@ async fn a_password_opens_and_is_shown_by_no_error() {
 
 #[tokio::test]
 async fn a_server_that_was_killed_is_used_again_when_it_is_back() {
-    let Some(mut server) = Server::start(&[]).await else { return };
+    let Some(mut server) = RedisServer::start(Redis::default()).await else { return };
     let store = store(&server.config());
     store.save(&graph(), record(1)).await.unwrap();
     // Between two commands, which the store does not even notice.
@@ -176,16 +203,16 @@ async fn a_server_that_was_killed_is_used_again_when_it_is_back() {
 
 #[tokio::test]
 async fn a_server_that_is_frozen_is_late_and_used_again_when_it_goes_on() {
-    let Some(server) = Server::start(&[]).await else { return };
+    let Some(server) = RedisServer::start(Redis::default()).await else { return };
     let hasty = store(&RedisConfig { timeout: Duration::from_millis(50), ..server.config() });
     let patient = store(&server.config());
     patient.save(&graph(), record(1)).await.unwrap();
     let _ = hasty.load(&graph()).await;
-    server.signal("STOP");
+    server.freeze().await;
     for _ in 0..3 {
         assert!(matches!(hasty.load(&graph()).await, Err(StoreError::Late(_))));
     }
-    server.signal("CONT");
+    server.thaw();
     assert_eq!(patient.load(&graph()).await, Ok(Some(record(1))));
 }
 
@@ -241,7 +268,7 @@ async fn garbage_is_an_error_that_does_not_repeat_it_and_a_redis_in_its_place_is
         }
         babbler.abort();
         let _ = babbler.await;
-        let Some(_server) = Server::start_at(port).await else { continue };
+        let Some(_server) = RedisServer::start_at(Redis::default(), port).await else { continue };
         assert_eq!(store.save(&graph(), record(1)).await, Ok(()));
         assert_eq!(store.load(&graph()).await, Ok(Some(record(1))));
     }
@@ -280,7 +307,7 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 
 #[tokio::test]
 async fn a_breaker_that_was_open_is_open_in_the_next_process_for_what_was_left_of_its_wait() {
-    let Some(server) = Server::start(&[]).await else { return };
+    let Some(server) = RedisServer::start(Redis::default()).await else { return };
     let first = runtime(server.config()).await;
     open(&breaker(&first));
     until("the record", async || server.command::<i64>(&["EXISTS", KEY]).await == 1).await;
