@@ -19,6 +19,8 @@ pub mod config;
 pub mod fuzzing;
 pub mod guard;
 pub mod journal;
+#[cfg(feature = "redis")]
+mod redis_connection;
 mod runtime;
 mod start;
 mod stop;

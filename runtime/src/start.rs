@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use ractor::Actor;
-use seawall_actors::backend::{Backend, BackendName, Role};
+use seawall_actors::backend::{Backend, BackendError, BackendName, Role};
 use seawall_actors::breaker::{BreakerActor, BreakerArguments, BreakerCell, BreakerState, BreakerStateStore, Purpose};
 use seawall_actors::event::{EventBus, EventKind};
 use seawall_actors::fallback::{Access, BackendFacts, FallbackArguments, FallbackManager};
@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::backends::configured;
 use crate::breakers::SledStateStore;
 use crate::config::{Config, ConfigError};
 use crate::guard::OpenError;
@@ -49,6 +50,14 @@ pub enum StartError {
     /// A backend without a name.
     #[error("a backend has an empty name, or one of more than 64 bytes")]
     BadBackendName,
+    /// The configuration describes a backend that cannot be one. One that is only down is none of it.
+    #[error("cannot use backend `{backend}` as it is configured: {error}")]
+    Backend {
+        /// Which.
+        backend: BackendName,
+        /// Why.
+        error: BackendError,
+    },
     /// The configuration speaks of a backend that was not given.
     #[error("the configuration has settings for backend `{0}`, which was not given to the builder")]
     UnknownBackend(BackendName),
@@ -113,7 +122,8 @@ impl Builder {
         self
     }
 
-    /// Adds a backend. Reads ask the first one first.
+    /// Adds a backend. Reads ask the first one first. Backends that only the configuration describes come after all
+    /// that were given, in the order of their names.
     #[must_use]
     pub fn backend(mut self, backend: impl Backend) -> Self {
         self.backends.push(Arc::new(backend));
@@ -162,6 +172,8 @@ impl Builder {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(mut self) -> Result<Runtime, StartError> {
+        self.config.validate()?;
+        self.open_configured()?;
         self.check()?;
         let config = self.config.clone();
         let events = Arc::new(EventBus::new());
@@ -242,8 +254,21 @@ impl Builder {
         })
     }
 
+    /// Adds the backends that the configuration describes and nobody has given, after those that were given.
+    fn open_configured(&mut self) -> Result<(), StartError> {
+        let given: HashSet<BackendName> = self.backends.iter().map(|backend| backend.name()).collect();
+        for (name, settings) in &self.config.backends {
+            let backend = BackendName::from(name.as_str());
+            if given.contains(&backend) {
+                continue;
+            }
+            let opened = configured::open(&backend, settings);
+            self.backends.extend(opened.map_err(|error| StartError::Backend { backend, error })?);
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), StartError> {
-        self.config.validate()?;
         let mut names = HashSet::new();
         for backend in &self.backends {
             let name = backend.name();

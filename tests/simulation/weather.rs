@@ -215,7 +215,9 @@ impl Draw<'_> {
         self.of_breakers(&mut config.breaker);
         if self.chance(0.3) {
             let breaker = config.breaker.clone();
-            config.backends.insert("graph".to_owned(), BackendConfig { breaker, call: self.of_calls() });
+            #[allow(clippy::needless_update, reason = "there is more with features")]
+            let graph = BackendConfig { breaker, call: self.of_calls(), ..BackendConfig::default() };
+            config.backends.insert("graph".to_owned(), graph);
         }
         config.health.interval = self.time(500 * MS, 30_000 * MS);
         config.health.timeout = self.time(50 * MS, 5_000 * MS).min(config.health.interval);

@@ -9,13 +9,18 @@
 //! Both stores keep every record whole, in memory as well as on disk: they are for as many records as fit in
 //! memory, and answer no read from the disk. Each needs a directory of its own.
 
+pub(crate) mod configured;
 mod fault;
 mod graph;
 mod records;
+#[cfg(feature = "redis")]
+mod redis_cache;
 mod vector;
 
 pub use fault::{Accepted, Calls, Counts, Fault, FaultPlan, Faults, FaultyBackend, Op, Ops};
 pub use graph::{GraphBackend, GraphConfig};
+#[cfg(feature = "redis")]
+pub use redis_cache::{CacheStore, RedisCacheBackend, RedisCacheConfig};
 pub use vector::{Metric, VectorBackend, VectorConfig};
 
 use std::io;

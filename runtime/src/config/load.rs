@@ -14,6 +14,10 @@ use serde_path_to_error::Segment;
 
 use super::names::{self, Variable};
 
+/// Sections that are there with a cargo feature alone, and which that is.
+const FEATURES: &[(&str, &str)] =
+    &[("neo4j", "neo4j"), ("qdrant", "qdrant"), ("redis", "redis"), ("redis_cache", "redis")];
+
 /// The merged layers, and what was wrong with them so far.
 #[derive(Default)]
 pub(super) struct Tree {
@@ -107,8 +111,7 @@ impl Tree {
     /// Everything that no section was taken for is unknown.
     pub(super) fn finish(mut self) -> Vec<ConfigProblem> {
         for name in std::mem::take(&mut self.branches).keys() {
-            let missing = if name == "redis" { " (`redis` needs the cargo feature of this name)" } else { "" };
-            self.problem(name, format!("unknown, expected one of {}{missing}", self.known.join(", ")));
+            self.problem(name, format!("unknown field, expected one of {}", self.known.join(", ")));
         }
         self.problems
     }
@@ -149,6 +152,12 @@ impl Tree {
     fn problem(&mut self, path: impl Into<String>, problem: impl Into<String>) {
         let path = path.into();
         let mut problem = problem.into();
+        let key = path.rsplit('.').next().unwrap_or_default();
+        if problem.starts_with("unknown field")
+            && let Some((_, feature)) = FEATURES.iter().find(|(section, _)| *section == key)
+        {
+            problem = format!("{problem} (`{key}` needs the cargo feature `{feature}`)");
+        }
         let inside = format!("{path}.");
         let mut set =
             self.variables.range(path.clone()..).take_while(|(at, _)| **at == path || at.starts_with(&inside));

@@ -23,6 +23,8 @@
 //! Without the cargo feature `redis` there is no section `redis`: breaker state is in `data_dir`, and the last five
 //! variables are warnings that say so.
 //!
+//! `[backends.NAME.redis_cache]` makes the backend of this name from these settings, unless the runtime is given one.
+//!
 //! `saga.max_retries` of document 000 is `call.retry.max_retries` here, and known by both names.
 //!
 //! Durations are `"60s"`, `"250ms"`, or a number of seconds. An empty variable counts as not set. Unknown keys and
@@ -33,7 +35,6 @@ mod names;
 #[cfg(test)]
 #[cfg(feature = "redis")]
 mod redis_tests;
-#[cfg(feature = "redis")]
 mod secret;
 #[cfg(test)]
 mod tests;
@@ -57,12 +58,13 @@ use seawall_actors::sync::SyncConfig;
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "redis")]
+pub use crate::backends::RedisCacheConfig;
+#[cfg(feature = "redis")]
 pub use crate::breakers::RedisConfig;
 use crate::journal::JournalConfig;
 use crate::telemetry::MetricsConfig;
 use load::Tree;
 use names::Environment;
-#[cfg(feature = "redis")]
 pub use secret::Secret;
 
 /// The configuration of a runtime.
@@ -114,6 +116,26 @@ pub struct BackendConfig {
     pub breaker: BreakerConfig,
     /// How it is called. What a file or the environment leaves out is as in [`Config::call`].
     pub call: CallConfig,
+    /// A cache in Redis. A runtime that is given no backend of this name makes it from these settings.
+    #[cfg(feature = "redis")]
+    pub redis_cache: Option<RedisCacheConfig>,
+}
+
+impl BackendConfig {
+    /// Adds everything that is wrong with these values; paths begin at this backend.
+    fn problems(&self, problems: &mut Vec<ConfigProblem>) {
+        self.breaker.problems("breaker", problems);
+        self.call.problems("call", problems);
+        let mut adapters: Vec<&str> = Vec::new();
+        #[cfg(feature = "redis")]
+        if let Some(settings) = &self.redis_cache {
+            settings.problems("redis_cache", problems);
+            adapters.push("redis_cache");
+        }
+        if let [one, other, ..] = *std::mem::take(&mut adapters) {
+            problems.push(ConfigProblem::new("", other, format!("cannot be where `{one}` is; a backend is one store")));
+        }
+    }
 }
 
 impl Default for Config {
@@ -267,8 +289,7 @@ impl Config {
         for (name, backend) in backends {
             // A value that is wrong for all is told once, not once more for everyone who has it from there.
             let mut own = Vec::new();
-            backend.breaker.problems("breaker", &mut own);
-            backend.call.problems("call", &mut own);
+            backend.problems(&mut own);
             own.retain(|found| !problems.contains(found));
             problems.extend(
                 own.into_iter()

@@ -26,8 +26,8 @@ pub(super) const REDIS: &[(&str, &str)] = &[
     ("REDIS_PASSWORD", "redis.password"),
 ];
 
-/// The keys that hold a text and never anything that looks like JSON.
-const SECRETS: &[&str] = &["redis.password"];
+/// What keys are called, in any section, that hold a text and never anything that looks like JSON.
+const SECRETS: &[&str] = &["api_key", "password"];
 
 /// Keys as the documents call them: the section, their name, our name.
 ///
@@ -62,7 +62,7 @@ pub(super) struct Variable {
 impl Variable {
     /// What the text says as a JSON value; as text where it is none.
     pub(super) fn literal(&self) -> Value {
-        if SECRETS.contains(&self.path.as_str()) {
+        if SECRETS.contains(&section_of(&self.path).1) {
             return Value::String(self.text.clone());
         }
         serde_json::from_str(&self.text).unwrap_or_else(|_| Value::String(self.text.clone()))

@@ -124,3 +124,35 @@ fn values_that_cannot_be_used_are_told() {
     assert_eq!(paths, fields.map(|field| format!("redis.{field}")));
     assert_eq!(problems(Config::from_toml("[redis]\npassword = ''"))[0].0, "redis.password");
 }
+
+// ----- a cache among the backends
+
+#[test]
+fn a_backend_is_a_cache_in_redis_where_the_configuration_says_where_that_is() {
+    let config =
+        Config::from_toml("[backends.cache.redis_cache]\nhost = 'cache'\nttl = '10m'\n[backends.graph]").unwrap();
+    let cache = config.backends["cache"].redis_cache.clone().unwrap();
+    assert_eq!((cache.host.as_str(), cache.ttl, cache.timeout.as_millis()), ("cache", Duration::from_secs(600), 100));
+    assert_eq!(config.backends["graph"].redis_cache, None);
+    let set = [("SEAWALL__BACKENDS__CACHE__REDIS_CACHE__PASSWORD", "123456")];
+    let cache = with_variables(set).unwrap().backends["cache"].redis_cache.clone().unwrap();
+    assert_eq!(cache.password.as_ref().unwrap().reveal(), "123456");
+    assert!(!format!("{cache:?}").contains("123456"));
+}
+
+#[test]
+fn everything_that_is_wrong_with_a_cache_is_told_under_its_backend() {
+    let text = "[backends.cache.redis_cache]\nhost = ''\nport = 0\nusername = 'me'\nprefix = ''\ntimeout = '1h'\n\
+                ttl = '2h'\ntombstone_ttl = '1h'\ntls_ca_file = 'ca.pem'\ncolour = 'red'";
+    let paths: Vec<_> = problems(Config::from_toml(text)).into_iter().map(|(path, _)| path).collect();
+    let fields = ["colour", "host", "port", "prefix", "timeout", "tls_ca_file", "tombstone_ttl", "username"];
+    assert_eq!(paths, fields.map(|field| format!("backends.cache.redis_cache.{field}")));
+}
+
+#[cfg(not(feature = "redis-tls"))]
+#[test]
+fn encryption_that_is_not_built_in_is_told_and_not_left_out() {
+    for text in ["[redis]\ntls = true", "[backends.cache.redis_cache]\ntls = true"] {
+        assert!(problems(Config::from_toml(text))[0].1.contains("redis-tls"));
+    }
+}

@@ -77,9 +77,11 @@ fn what_is_written_as_toml_is_read_back() {
     config.breaker.failure_threshold = 7;
     config.metrics.listen = Some("[::1]:9464".parse().unwrap());
     config.call.retry.budget.per_call = 0.25;
+    #[allow(clippy::needless_update, reason = "there is more with features")]
     let cache = BackendConfig {
         breaker: BreakerConfig { success_threshold: 3, ..config.breaker.clone() },
         call: CallConfig { max_concurrent: 8, ..config.call.clone() },
+        ..BackendConfig::default()
     };
     config.backends.insert("cache".to_owned(), cache);
     let written = toml::to_string(&config).unwrap();
@@ -486,4 +488,6 @@ fn a_section_for_redis_says_which_feature_it_needs() {
         let found = problems(result);
         assert!(found.len() == 1 && found[0].0 == "redis" && found[0].1.contains("cargo feature"), "{found:?}");
     }
+    let found = problems(Config::from_toml("[backends.cache.redis_cache]"));
+    assert!(found.len() == 1 && found[0].1.contains("cargo feature `redis`"), "{found:?}");
 }

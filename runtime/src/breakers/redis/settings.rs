@@ -1,15 +1,18 @@
 //! Where Redis is.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use seawall_actors::config::{ConfigProblem, check_range};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Secret;
+use crate::redis_connection::tls_problem;
 
 /// Keeps the state of breakers in Redis instead of in the data directory (document 003).
 ///
-/// The connection is not encrypted: give a Redis on this machine or in a network that you trust.
+/// Without [`tls`](Self::tls) the connection is not encrypted: give a Redis on this machine or in a network that you
+/// trust.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisConfig {
@@ -25,6 +28,11 @@ pub struct RedisConfig {
     pub username: Option<String>,
     /// The password. Default `None`.
     pub password: Option<Secret>,
+    /// Whether the connection is encrypted and the server has to prove its name (cargo feature `redis-tls`). Default
+    /// `false`.
+    pub tls: bool,
+    /// A file of certificates in PEM, in place of those that the system trusts. Default `None`.
+    pub tls_ca_file: Option<PathBuf>,
     /// What the keys begin with: `circuit_breaker:{name}:state`. Default `circuit_breaker` (document 003). Services
     /// that share a database and have backends of the same name need different ones, or each of them takes over
     /// what the other knows.
@@ -44,6 +52,8 @@ impl Default for RedisConfig {
             db: 0,
             username: None,
             password: None,
+            tls: false,
+            tls_ca_file: None,
             prefix: "circuit_breaker".to_owned(),
             timeout: Duration::from_secs(1),
         }
@@ -65,6 +75,9 @@ impl RedisConfig {
         }
         if self.username.is_some() && self.password.is_none() {
             wrong("username", "has no password; set it too");
+        }
+        if let Some((field, problem)) = tls_problem(self.tls, self.tls_ca_file.as_deref()) {
+            wrong(field, problem);
         }
         if !(1..=128).contains(&self.prefix.len()) {
             wrong("prefix", "must be 1 to 128 bytes long");
