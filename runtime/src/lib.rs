@@ -6,6 +6,7 @@
 //!   ├─ journal     the one durable log, on sled               journal/, guard/
 //!   ├─ breakers    their saved states, on sled or in Redis    breakers/
 //!   ├─ backends    embedded graph and vector stores, faults   backends/
+//!   ├─ conformance what every backend has to do, to be run    conformance/
 //!   └─ telemetry   metrics, logs                              telemetry/
 //! ```
 //!
@@ -14,6 +15,8 @@
 pub mod backends;
 mod breakers;
 pub mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
