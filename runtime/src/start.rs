@@ -175,7 +175,8 @@ impl Builder {
         self.config.validate()?;
         self.open_configured()?;
         self.check()?;
-        let config = self.config.clone();
+        // On the heap: the future of a start would hold it twice.
+        let config = Box::new(self.config.clone());
         let events = Arc::new(EventBus::new());
         let in_data_dir = self.journal.is_none();
         let (journal, found) = self.open_journal(&events).await?;
@@ -250,7 +251,7 @@ impl Builder {
             telemetry: Some(telemetry),
             heralds,
             failure,
-            config,
+            config: *config,
         })
     }
 

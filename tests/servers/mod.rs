@@ -18,6 +18,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test uses its part of this room")]
 
 mod nursery;
+pub mod proxy;
 pub mod redis;
 
 use std::fs;

@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
 use super::{Place, Program, Server};
 
 /// How it is run.
@@ -17,6 +20,17 @@ pub type RedisServer = Server<Redis>;
 impl Redis {
     pub fn with(options: &[&str]) -> Self {
         Self { options: options.iter().map(ToString::to_string).collect() }
+    }
+}
+
+impl RedisServer {
+    /// Says this to it and gives the first line of what it answers, such as `+OK`.
+    pub async fn say(&self, words: &str) -> String {
+        let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", self.port())).await.expect("connects"));
+        stream.write_all(format!("{words}\r\n").as_bytes()).await.expect("writes");
+        let mut line = String::new();
+        stream.read_line(&mut line).await.expect("answers");
+        line.trim_end().to_owned()
     }
 }
 

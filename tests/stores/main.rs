@@ -4,3 +4,4 @@
 mod servers;
 
 mod handle;
+mod redis_cache;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! apply ── one script: fence, change and lives of all keys in one step
-//! read ─── MULTI: every record and fence at one instant ── may it still be answered? ── else a miss
+//! read ─── one script: every record and fence at one instant ── may it still be answered? ── else a miss
 //! ```
 //!
 //! What it answers is never older than what it was told: a key whose write failed, or was not waited for, is a miss
@@ -18,7 +18,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{RedisError, cmd, pipe};
+use ::redis::{RedisError, cmd};
 use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -180,8 +180,8 @@ impl Backend for RedisCacheBackend {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let pipe = &self.rows.read(keys);
-        let rows: Vec<Row> = self.run(|mut redis| async move { pipe.query_async(&mut redis).await }.boxed()).await?;
+        let script = &self.rows.read(keys);
+        let rows: Vec<Row> = self.run(|mut redis| async move { script.invoke_async(&mut redis).await }.boxed()).await?;
         let held: Result<Vec<_>, _> = keys.iter().zip(rows).map(|(key, row)| rows::decode(key, row)).collect();
         let (mut held, told) = (held?, self.told());
         for (key, held) in keys.iter().zip(&mut held) {
@@ -191,9 +191,7 @@ impl Backend for RedisCacheBackend {
     }
 
     async fn probe(&self) -> Result<Health, BackendError> {
-        let mut write = pipe();
-        write.set(self.rows.probe(), 1).arg("PX").arg(60_000).ignore().get(self.rows.probe());
-        let write = &write;
+        let write = &cmd("SET").arg(self.rows.probe()).arg(1).arg("PX").arg(60_000).clone();
         let written = self.run(|mut redis| async move { write.query_async::<()>(&mut redis).await }.boxed()).await;
         match written {
             Ok(()) => Ok(Health::Healthy),

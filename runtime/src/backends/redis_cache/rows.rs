@@ -12,14 +12,15 @@
 
 use std::collections::HashMap;
 
-use ::redis::{Pipeline, Script, ScriptInvocation, pipe};
+use ::redis::{Script, ScriptInvocation};
 use seawall_actors::backend::{BackendError, Fence, FencedWrite, Stored};
 use seawall_actors::operation::{Change, Version};
 use seawall_actors::record::{Embedding, Key, Properties, Record};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-/// Applies a write: all of it, since what can fail comes before the first change.
+/// Applies a write: all of it, since what can fail comes before the first change. (A fence is set first: a full Redis
+/// refuses that, and would let a script that began with a `DEL` go on.)
 ///
 /// After the version, the fence and the two lives come, for each pair of keys, the kind of the change (`P`ut, `M`erge,
 /// `D`elete), the number of fields, and their names and values; an empty value removes the field. What a fence says of
@@ -47,6 +48,7 @@ const APPLY: &str = "
     end
     for _, change in ipairs(plan) do
         local fence, record, kind, becomes, first, last, held = unpack(change)
+        redis.call('SET', fence, version .. becomes, 'PX', grave)
         if kind ~= 'M' then redis.call('DEL', record) end
         if becomes == 'R' then
             redis.call('HSET', record, 'v', version)
@@ -59,10 +61,17 @@ const APPLY: &str = "
             end
             if kind ~= 'M' or held == '' then redis.call('PEXPIRE', record, ttl) end
         end
-        redis.call('SET', fence, version .. becomes, 'PX', grave)
     end
     if #plan > 0 and newest < version then redis.call('SET', KEYS[1], version, 'PX', grave) end
     return highest";
+
+/// What is held under each pair of keys, at one instant. (`MULTI` would do it too, but not in a Redis that is full.)
+const READ: &str = "
+    local rows = {}
+    for i = 1, #KEYS, 2 do
+        rows[#rows + 1] = {redis.call('HGETALL', KEYS[i + 1]), redis.call('GET', KEYS[i])}
+    end
+    return rows";
 
 const VERSION: &[u8] = b"v";
 const EMBEDDING: &[u8] = b"e";
@@ -75,6 +84,7 @@ pub(super) type Row = (HashMap<Vec<u8>, Vec<u8>>, Option<Vec<u8>>);
 /// The keys of a cache, and for how long they live.
 pub(super) struct Rows {
     apply: Script,
+    read: Script,
     prefix: String,
     /// In milliseconds.
     ttl: u128,
@@ -84,7 +94,7 @@ pub(super) struct Rows {
 impl Rows {
     pub(super) fn new(config: &super::RedisCacheConfig) -> Self {
         let (ttl, tombstone_ttl) = (config.ttl.as_millis(), config.tombstone_ttl.as_millis());
-        Self { apply: Script::new(APPLY), prefix: config.prefix.clone(), ttl, tombstone_ttl }
+        Self { apply: Script::new(APPLY), read: Script::new(READ), prefix: config.prefix.clone(), ttl, tombstone_ttl }
     }
 
     /// The script for this write. It answers with the highest version that stood in the way, or nothing.
@@ -108,14 +118,13 @@ impl Rows {
         Ok(script)
     }
 
-    /// Asks for what is held under these keys, at one instant. Answered with a [`Row`] for each.
-    pub(super) fn read(&self, keys: &[Key]) -> Pipeline {
-        let mut pipe = pipe();
-        pipe.atomic();
-        for key in keys {
-            pipe.hgetall(self.record(key)).get(self.fence(key));
-        }
-        pipe
+    /// The script for these keys. It answers with a [`Row`] for each.
+    pub(super) fn read(&self, keys: &[Key]) -> ScriptInvocation<'_> {
+        let mut script = self.read.prepare_invoke();
+        keys.iter().for_each(|key| {
+            script.key(self.fence(key)).key(self.record(key));
+        });
+        script
     }
 
     /// Forgets what is held under these keys. The fences stay.
