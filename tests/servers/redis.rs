@@ -1,5 +1,6 @@
 //! A redis-server that has everything it acknowledged on disk.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -12,6 +13,8 @@ use super::{Place, Program, Server};
 pub struct Redis {
     /// More of its own options: `--requirepass`, `hush`.
     pub options: Vec<String>,
+    /// Where `cert.pem` and `key.pem` are, for one that speaks TLS alone.
+    pub tls: Option<PathBuf>,
 }
 
 /// A redis-server of a test's own.
@@ -19,7 +22,7 @@ pub type RedisServer = Server<Redis>;
 
 impl Redis {
     pub fn with(options: &[&str]) -> Self {
-        Self { options: options.iter().map(ToString::to_string).collect() }
+        Self { options: options.iter().map(ToString::to_string).collect(), ..Self::default() }
     }
 }
 
@@ -39,8 +42,17 @@ impl Program for Redis {
 
     fn command(&self, place: &Place) -> Command {
         let mut command = Command::new(place.installed.join("redis-server"));
+        let port = place.ports[0].to_string();
+        match &self.tls {
+            None => command.args(["--port", &port]),
+            Some(dir) => command
+                .args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no", "--tls-cert-file"])
+                .arg(dir.join("cert.pem"))
+                .arg("--tls-key-file")
+                .arg(dir.join("key.pem")),
+        };
         command
-            .args(["--port", &place.ports[0].to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--bind", "127.0.0.1", "--save", ""])
             .args(["--appendonly", "yes", "--appendfsync", "always", "--daemonize", "no"])
             .arg("--dir")
             .arg(&place.data)

@@ -51,6 +51,18 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     waited.await.unwrap_or_else(|_| panic!("{what} never comes"));
 }
 
+#[path = "../../examples/redis_cache.rs"]
+#[expect(dead_code, reason = "its `main` is for who runs it by itself")]
+mod example;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_shows_what_it_says() {
+    let Some(server) = RedisServer::start(Redis::default()).await else { return };
+    for _ in 0..2 {
+        example::run(&format!("127.0.0.1:{}", server.port())).await.expect("it runs");
+    }
+}
+
 // ----- the suite
 
 struct Caches {
@@ -257,6 +269,39 @@ async fn what_others_have_put_under_a_key_is_left_alone_and_nothing_of_the_batch
     let held = cache.read(&[key(), "z".into()]).await.expect("reads");
     assert_eq!(held, [None, None]);
     assert_eq!(server.say("TYPE seawall:cache:record:theirs").await, "+list");
+}
+
+#[cfg(feature = "redis-tls")]
+#[tokio::test]
+async fn an_encrypted_connection_is_made_to_who_can_prove_its_name_and_to_nobody_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for of in [".", "other"] {
+        std::fs::create_dir_all(dir.path().join(of)).expect("a directory");
+        let made = std::process::Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+            .args(["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
+            .args(["-keyout", "key.pem", "-out", "cert.pem"])
+            .current_dir(dir.path().join(of))
+            .output();
+        assert!(made.expect("there is openssl").status.success());
+    }
+    let redis = Redis { tls: Some(dir.path().to_owned()), ..Redis::default() };
+    let Some(server) = RedisServer::start(redis).await else { return };
+    let trusting = |tls, file: &str| RedisCacheConfig {
+        tls,
+        tls_ca_file: tls.then(|| dir.path().join(file)),
+        ..at(server.port())
+    };
+    let trusted = cache(&trusting(true, "cert.pem"));
+    assert_eq!(trusted.store(record(1), Version(1)).await, CacheStore::Stored);
+    assert_eq!(trusted.get(&key()).await, Some((record(1), Version(1))));
+    for stranger in [trusting(true, "other/cert.pem"), trusting(false, "")] {
+        assert_eq!(cache(&stranger).probe().await.expect_err("is no friend").kind, ErrorKind::Transient);
+    }
+    let named = RedisCacheConfig { host: "localhost".to_owned(), ..trusting(true, "cert.pem") };
+    assert!(cache(&named).probe().await.is_err(), "the certificate has another name");
+    let nowhere = RedisCacheBackend::new("cache", &trusting(true, "nowhere.pem"));
+    assert_eq!(nowhere.expect_err("there is no such file").kind, ErrorKind::Permanent);
 }
 
 // ----- in a runtime
