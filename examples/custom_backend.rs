@@ -98,7 +98,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         operation: OperationId::generate(),
         version: stored.version,
         fence: Fence::Write,
-        changes: Arc::new([Change::Put(Record::new("pump").with("on", false))]),
+        changes: Arc::new([Change::put(Record::new("pump").with("on", false))]),
     };
     let applied = shelf.apply(&late).await?;
     assert_eq!(applied.superseded_by, Some(updated.version));

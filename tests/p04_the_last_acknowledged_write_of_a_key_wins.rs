@@ -150,7 +150,7 @@ async fn a_batch_is_never_coalesced_apart() {
         history.write(&handle, record("b", 10 * round + 1)).await.expect("is queued");
         // Were it sent in the place of the first, it would pass the second, which it says only a part of.
         let merged = Change::Merge { key: "b".into(), properties: properties("merged", round) };
-        let batch = Write { changes: vec![Change::Put(record("a", 10 * round + 2)), merged], ..Write::delete("a") };
+        let batch = Write { changes: vec![Change::put(record("a", 10 * round + 2)), merged], ..Write::delete("a") };
         history.write(&handle, batch).await.expect("is queued");
         history.write(&handle, Write::update("a", properties("round", round))).await.expect("is queued");
     }

@@ -22,7 +22,7 @@ async fn start(site: &Site, disk: &Arc<Disk>) -> Runtime {
 
 /// Something else wrote to the store, under a version that no runtime has come to.
 async fn write_from_elsewhere(site: &Site, key: &str, version: Version) {
-    let changes = Arc::from([Change::Put(record(key, 0))]);
+    let changes = Arc::from([Change::put(record(key, 0))]);
     let write = FencedWrite { operation: OperationId::generate(), version, fence: Fence::Write, changes };
     site.backend.inner().apply(&write).await.expect("the store is well");
 }

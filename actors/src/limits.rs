@@ -156,7 +156,7 @@ impl Limits {
         if changes > self.batch {
             return Err(InvalidInput::BatchTooLong { changes, limit: self.batch });
         }
-        let mut keys = HashSet::with_capacity(changes);
+        let mut keys = HashSet::with_capacity(if changes > 1 { changes } else { 0 });
         for change in &write.changes {
             self.check_key(change.key())?;
             if changes > 1 && !keys.insert(change.key()) {

@@ -85,8 +85,8 @@ pub enum Priority {
 /// One change to one key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Change {
-    /// The record becomes this one, whatever was there.
-    Put(Record),
+    /// The record becomes this one, whatever was there. Shared with the cache, and so not copied for it.
+    Put(Arc<Record>),
     /// The properties are merged over those that are there (`null` removes one); embedding and relations
     /// stay. Where there is no record, one with just these properties comes to be: an update that was
     /// accepted can then be replayed without ever failing for what it does not find.
@@ -104,6 +104,12 @@ pub enum Change {
 }
 
 impl Change {
+    /// [`Change::Put`] of this record.
+    #[must_use]
+    pub fn put(record: impl Into<Arc<Record>>) -> Self {
+        Self::Put(record.into())
+    }
+
     /// The key that is changed.
     #[must_use]
     pub fn key(&self) -> &Key {
@@ -123,7 +129,7 @@ impl Change {
     #[must_use]
     pub fn apply_to(&self, before: Option<Record>) -> Option<Record> {
         match self {
-            Self::Put(record) => Some(record.clone()),
+            Self::Put(record) => Some(Record::clone(record)),
             Self::Delete { .. } => None,
             Self::Merge { key, properties } => {
                 let mut record = before.unwrap_or_else(|| Record::new(key.clone()));
@@ -168,13 +174,13 @@ impl Write {
     /// Stores a record, over whatever was there.
     #[must_use]
     pub fn store(record: Record) -> Self {
-        Self::of(vec![Change::Put(record)])
+        Self::of(vec![Change::put(record)])
     }
 
     /// Stores several records, all or none.
     #[must_use]
     pub fn store_batch(records: impl IntoIterator<Item = Record>) -> Self {
-        Self::of(records.into_iter().map(Change::Put).collect())
+        Self::of(records.into_iter().map(Change::put).collect())
     }
 
     /// Merges properties into a record; see [`Change::Merge`].

@@ -398,7 +398,7 @@ async fn newest_version(stores: &[Arc<Store>], highest: Version, fresh: bool) ->
     let asked = stores.iter().map(|store| async move {
         let mut permit = store.permit(Purpose::Live).ok()?;
         let until = Instant::now() + NEWEST_VERSION_TIMEOUT;
-        match permit.call_once(until, |backend| async move { backend.newest_version().await }).await {
+        match permit.call_once(until, |backend| backend.newest_version()).await {
             Ok(version) => Some(version),
             Err(error) => {
                 tracing::warn!(backend = %store.name, %error, "a backend does not tell which versions it holds");

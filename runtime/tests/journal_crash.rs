@@ -36,7 +36,7 @@ fn intent(version: u64) -> JournalRecord {
         version: Version(version),
         operation: OperationId::from(u128::from(version)),
         priority: Priority::Normal,
-        changes: Arc::from([Change::Put(record)]),
+        changes: Arc::from([Change::put(record)]),
         owes: vec!["graph".into()],
         undo: Vec::new(),
     }))

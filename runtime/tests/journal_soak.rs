@@ -22,7 +22,7 @@ fn intent(version: u64) -> JournalRecord {
         version: Version(version),
         operation: OperationId::from(u128::from(version)),
         priority: Priority::Normal,
-        changes: Arc::from([Change::Put(Record::new(format!("key-{version}")).with("text", "x".repeat(400)))]),
+        changes: Arc::from([Change::put(Record::new(format!("key-{version}")).with("text", "x".repeat(400)))]),
         owes: vec!["graph".into(), "vector".into()],
         undo: Vec::new(),
     }))

@@ -204,7 +204,7 @@ impl Client {
                 if self.random.bool() {
                     record = record.with_relation("next", self.key());
                 }
-                Change::Put(record)
+                Change::put(record)
             }
             3..=5 => {
                 // A property of its own, one that all change, and sometimes one that goes.

@@ -127,7 +127,7 @@ fn change(key: Key, operation: u64, random: &mut fastrand::Rng) -> Change {
             let bytes = if kind == 19 { random.usize(4_000..12_000) } else { random.usize(..400) };
             let embedding: Vec<f32> = (0..4).map(|_| random.f32()).collect();
             let record = Record::new(key).with("n", operation).with("text", "x".repeat(bytes));
-            Change::Put(record.with_embedding(embedding))
+            Change::put(record.with_embedding(embedding))
         }
     }
 }

@@ -44,7 +44,8 @@ fn down() -> Act {
 async fn read(rig: &Rig, tries: Tries) -> Result<usize, FailedCall> {
     let mut permit = rig.gate("engine").permit(Purpose::Live)?;
     let until = Instant::now() + 60 * SECOND;
-    let keys = permit.call(until, tries, |backend| async move { backend.read(&["a".into()]).await }).await?;
+    let keys = ["a".into()];
+    let keys = permit.call(until, tries, |backend| backend.read(&keys)).await?;
     Ok(keys.len())
 }
 
@@ -289,7 +290,8 @@ async fn each_call_has_the_time_of_its_backend_or_what_is_left_of_the_whole() {
         rig.store("engine").reads(Act::Hang);
         let asked = Instant::now();
         let mut permit = rig.gate("engine").permit(Purpose::Live).expect("is let in");
-        let hung = permit.call_once(asked + until * SECOND, |backend| async move { backend.read(&["a".into()]).await });
+        let keys = ["a".into()];
+        let hung = permit.call_once(asked + until * SECOND, |backend| backend.read(&keys));
         let failed = hung.await.expect_err("it hangs");
         assert_eq!((failed.happened, asked.elapsed()), (Happened::Perhaps, expected * SECOND));
         assert_eq!(rig.gate("engine").breaker.view().state, BreakerState::Closed);

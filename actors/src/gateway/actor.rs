@@ -27,10 +27,10 @@ impl Actor for Gateway {
         door: &mut Arc<Door>,
     ) -> Result<(), ActorProcessingErr> {
         match request {
-            Request::Store(write, reply) => door.store(write, Port::Ractor(reply)),
-            Request::Retrieve(key, reply) => door.retrieve(key, Port::Ractor(reply)),
-            Request::Search(search, reply) => door.search(search, Port::Ractor(reply)),
-            Request::Traverse(traversal, reply) => door.traverse(traversal, Port::Ractor(reply)),
+            Request::Store(write, reply) => door.hand_over(door.write(write), reply),
+            Request::Retrieve(key, reply) => door.hand_over(door.retrieve(key), reply),
+            Request::Search(search, reply) => door.hand_over(door.search(search), reply),
+            Request::Traverse(traversal, reply) => door.hand_over(door.traverse(traversal), reply),
             Request::RetryDeadLetter(operation, backend, reply) => {
                 door.retry_dead_letter(operation, backend, Port::Ractor(reply));
             }

@@ -5,14 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use ractor::RpcReplyPort;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::GatewayConfig;
+use super::admission::{Admission, Admitted, AtDeadline, Begun, Dropped};
 use super::answer::{Answer, Port};
 use super::read::Reader;
 use crate::backend::BackendName;
+use crate::breaker::Purpose;
+use crate::call::{Bulkhead, Place};
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::journal::{DeadLetter, Ending, JournalHealth, JournalRecord, Ledger, appended};
@@ -22,16 +26,17 @@ use crate::operation::{
 use crate::plane::DataPlane;
 use crate::record::Key;
 use crate::saga::{Operation, SagaConfig};
+use crate::supervisor::Started;
 
 /// Nobody waits longer than this, whatever a write says: a year.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3_600);
 
-/// Checks requests and starts their tasks; shared by the actor and the handles.
+/// Checks requests and begins their work; shared by the actor and the handles.
 pub struct Door {
     pub(super) plane: Arc<DataPlane>,
     saga: Arc<SagaConfig>,
     config: GatewayConfig,
-    permits: Arc<Semaphore>,
+    places: Arc<Bulkhead>,
     closed: AtomicBool,
 }
 
@@ -39,8 +44,8 @@ impl Door {
     /// An open door.
     #[must_use]
     pub fn new(plane: Arc<DataPlane>, saga: Arc<SagaConfig>, config: GatewayConfig) -> Self {
-        let permits = Arc::new(Semaphore::new(config.max_in_flight));
-        Self { plane, saga, config, permits, closed: AtomicBool::new(false) }
+        let places = Arc::new(Bulkhead::new(config.max_in_flight));
+        Self { plane, saga, config, places, closed: AtomicBool::new(false) }
     }
 
     /// Lets nobody in any more; who is inside finishes.
@@ -51,66 +56,107 @@ impl Door {
     /// Operations in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.config.max_in_flight.saturating_sub(self.permits.available_permits())
+        self.places.all()
     }
 
-    pub(super) fn store(&self, write: Write, port: Port<Receipt>) {
-        let answer = Answer::new(port, Refusal::Unknown { operation: write.operation });
-        let checked = self.plane.limits.check_write(&write).map_err(Refusal::from);
-        let permit = match checked.and_then(|()| self.permit()) {
-            Ok(permit) => permit,
-            Err(refusal) => return answer.give(Err(refusal)),
-        };
+    pub(super) fn write(
+        &self,
+        write: Write,
+    ) -> Admission<impl Future<Output = Result<Receipt, Refusal>> + use<>, Arc<Operation>> {
+        self.plane.limits.check_write(&write)?;
+        let place = self.place()?;
         if let Some(refusal) = Operation::refused_at_once(&self.plane, &write) {
-            return answer.give(Err(refusal));
+            return Err(refusal);
         }
         let deadline = Instant::now() + write.timeout.unwrap_or(self.config.write_timeout).min(LONGEST_TIMEOUT);
+        let otherwise = Refusal::Unknown { operation: write.operation };
         let span = tracing::debug_span!("write", operation = %write.operation, changes = write.changes.len());
         let operation = Operation::new(Arc::clone(&self.plane), Arc::clone(&self.saga), write);
-        let work = async move {
-            operation.perform(deadline, |result| answer.give(result)).await;
-            drop(permit);
-        };
-        self.plane.tasks.spawn(work.instrument(span));
+        Ok(Admitted { work: Arc::clone(&operation).run(), at_deadline: operation, deadline, otherwise, place, span })
     }
 
-    pub(super) fn retrieve(&self, key: Key, port: Port<Retrieved>) {
-        let checked = self.plane.limits.check_key(&key).map_err(Refusal::from);
-        self.read(checked, port, "retrieve", async move |reader: Reader| reader.retrieve(&key).await);
-    }
-
-    pub(super) fn search(&self, search: Search, port: Port<Found>) {
-        let checked = self.plane.limits.check_search(&search).map_err(Refusal::from);
-        self.read(checked, port, "search", async move |reader: Reader| reader.search(&search).await);
-    }
-
-    pub(super) fn traverse(&self, traversal: Traversal, port: Port<Found>) {
-        let checked = self.plane.limits.check_traversal(&traversal).map_err(Refusal::from);
-        self.read(checked, port, "traverse", async move |reader: Reader| reader.traverse(&traversal).await);
-    }
-
-    fn read<T, F>(
+    pub(super) fn retrieve(
         &self,
-        checked: Result<(), Refusal>,
-        port: Port<T>,
-        what: &'static str,
-        read: impl FnOnce(Reader) -> F,
-    ) where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Refusal>> + Send + 'static,
-    {
-        let answer = Answer::new(port, Refusal::DeadlineExceeded);
-        let permit = match checked.and_then(|()| self.permit()) {
-            Ok(permit) => permit,
-            Err(refusal) => return answer.give(Err(refusal)),
-        };
+        key: Key,
+    ) -> Admission<impl Future<Output = Result<Retrieved, Refusal>> + use<>, Dropped> {
+        self.plane.limits.check_key(&key)?;
+        self.read("retrieve", async move |reader: Reader| reader.retrieve(&key).await)
+    }
+
+    pub(super) fn search(
+        &self,
+        search: Search,
+    ) -> Admission<impl Future<Output = Result<Found, Refusal>> + use<>, Dropped> {
+        self.plane.limits.check_search(&search)?;
+        self.read("search", async move |reader: Reader| reader.search(&search).await)
+    }
+
+    pub(super) fn traverse(
+        &self,
+        traversal: Traversal,
+    ) -> Admission<impl Future<Output = Result<Found, Refusal>> + use<>, Dropped> {
+        self.plane.limits.check_traversal(&traversal)?;
+        self.read("traverse", async move |reader: Reader| reader.traverse(&traversal).await)
+    }
+
+    fn read<F>(&self, what: &'static str, read: impl FnOnce(Reader) -> F) -> Admission<F, Dropped> {
+        let place = self.place()?;
         let deadline = Instant::now() + self.config.read_timeout;
         let work = read(Reader::new(Arc::clone(&self.plane), deadline));
-        let work = async move {
-            answer.give(timeout_at(deadline, work).await.unwrap_or(Err(Refusal::DeadlineExceeded)));
-            drop(permit);
+        let (otherwise, span) = (Refusal::DeadlineExceeded, tracing::debug_span!("read", what));
+        Ok(Admitted { work, at_deadline: Dropped, deadline, otherwise, place, span })
+    }
+
+    /// Does what was asked for here, as far as it goes without waiting. The rest is a task.
+    pub(super) fn begin<T, W, D>(&self, admission: Admission<W, D>) -> Begun<T>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Refusal>> + Send + 'static,
+        D: AtDeadline<T>,
+    {
+        let Admitted { work, at_deadline, deadline, otherwise, place, span } = match admission {
+            Ok(admitted) => admitted,
+            Err(refusal) => return Begun::Answered(Err(refusal)),
         };
-        self.plane.tasks.spawn(work.instrument(tracing::debug_span!("read", what)));
+        match span.in_scope(|| self.plane.tasks.start(work)) {
+            Started::Done(result) => Begun::Answered(result),
+            Started::Panicked => Begun::Answered(Err(otherwise)),
+            Started::Waits(work) => {
+                let (sender, receiver) = oneshot::channel();
+                let rest = Admitted { work, at_deadline, deadline, otherwise, place, span };
+                self.spawn(rest, Port::Caller(sender));
+                Begun::Waits(receiver)
+            }
+        }
+    }
+
+    /// Does what was asked for in a task: whoever calls this has others to hear.
+    pub(super) fn hand_over<T, W, D>(&self, admission: Admission<W, D>, port: RpcReplyPort<Result<T, Refusal>>)
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Refusal>> + Send + 'static,
+        D: AtDeadline<T>,
+    {
+        match admission {
+            Ok(admitted) => self.spawn(admitted, Port::Ractor(port)),
+            // A caller that no longer waits is none of our business.
+            Err(refusal) => drop(port.send(Err(refusal))),
+        }
+    }
+
+    fn spawn<T, W, D>(&self, admitted: Admitted<W, D>, port: Port<T>)
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Refusal>> + Send + 'static,
+        D: AtDeadline<T>,
+    {
+        let Admitted { work, at_deadline, deadline, otherwise, place, span } = admitted;
+        let answer = Answer::new(port, otherwise);
+        let work = async move {
+            at_deadline.see_through(work, deadline, |result| answer.give(result)).await;
+            drop(place);
+        };
+        self.plane.tasks.spawn(work.instrument(span));
     }
 
     /// What became of an operation.
@@ -185,14 +231,14 @@ impl Door {
         let retry_after = self.config.retry_after;
         let unavailable = move |reason: String| Refusal::JournalUnavailable { reason, retry_after };
         let answer = Answer::new(port, unavailable("it has not answered; the change may be kept all the same".into()));
-        let permit = match self.permit() {
-            Ok(permit) => permit,
+        let place = match self.place() {
+            Ok(place) => place,
             Err(refusal) => return answer.give(Err(refusal)),
         };
         let plane = Arc::clone(&self.plane);
         let deadline = Instant::now() + self.config.write_timeout;
         self.plane.tasks.spawn(async move {
-            let _permit = permit;
+            let _place = place;
             let mut letters = plane.ledger().dead_letters();
             letters.retain(of);
             let Some(letter) = letters.first() else { return answer.give(Ok(false)) };
@@ -224,12 +270,11 @@ impl Door {
         });
     }
 
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    fn place(&self) -> Result<Place, Refusal> {
         if self.closed.load(Ordering::SeqCst) {
             return Err(Refusal::ShuttingDown);
         }
-        Arc::clone(&self.permits)
-            .try_acquire_owned()
-            .map_err(|_| Refusal::Overloaded { limit: self.config.max_in_flight, retry_after: self.config.retry_after })
+        let crowded = || Refusal::Overloaded { limit: self.config.max_in_flight, retry_after: self.config.retry_after };
+        self.places.enter(Purpose::Live).ok_or_else(crowded)
     }
 }

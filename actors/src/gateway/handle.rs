@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio::task::coop::consume_budget;
 
 use super::Door;
+use super::admission::Begun;
 use super::answer::Port;
 use crate::backend::BackendName;
 use crate::error::Refusal;
@@ -32,7 +34,8 @@ impl Handle {
     /// See [`Refusal`].
     pub async fn write(&self, write: impl Into<Write>) -> Result<Receipt, Refusal> {
         let write = write.into();
-        self.ask(Refusal::Unknown { operation: write.operation }, |port| self.door.store(write, port)).await
+        let operation = write.operation;
+        self.begin(|door| door.begin(door.write(write)), Refusal::Unknown { operation }).await
     }
 
     /// Stores a record, over whatever was there.
@@ -72,7 +75,7 @@ impl Handle {
     /// # Errors
     /// See [`Refusal`].
     pub async fn retrieve(&self, key: impl Into<Key>) -> Result<Retrieved, Refusal> {
-        self.ask(Refusal::ShuttingDown, |port| self.door.retrieve(key.into(), port)).await
+        self.begin(|door| door.begin(door.retrieve(key.into())), Refusal::ShuttingDown).await
     }
 
     /// Searches for the nearest records.
@@ -80,7 +83,7 @@ impl Handle {
     /// # Errors
     /// See [`Refusal`].
     pub async fn search(&self, search: Search) -> Result<Found, Refusal> {
-        self.ask(Refusal::ShuttingDown, |port| self.door.search(search, port)).await
+        self.begin(|door| door.begin(door.search(search)), Refusal::ShuttingDown).await
     }
 
     /// Walks along relations.
@@ -88,7 +91,7 @@ impl Handle {
     /// # Errors
     /// See [`Refusal`].
     pub async fn traverse(&self, traversal: Traversal) -> Result<Found, Refusal> {
-        self.ask(Refusal::ShuttingDown, |port| self.door.traverse(traversal, port)).await
+        self.begin(|door| door.begin(door.traverse(traversal)), Refusal::ShuttingDown).await
     }
 
     /// What became of an operation.
@@ -125,6 +128,16 @@ impl Handle {
     /// When that could not be written down.
     pub async fn discard_dead_letter(&self, operation: OperationId) -> Result<bool, Refusal> {
         self.ask(Refusal::ShuttingDown, |port| self.door.discard_dead_letter(operation, port)).await
+    }
+
+    /// What ends without waiting needs no task and no message.
+    async fn begin<T>(&self, begin: impl FnOnce(&Door) -> Begun<T>, otherwise: Refusal) -> Result<T, Refusal> {
+        // A caller that never has to wait lets others run all the same.
+        consume_budget().await;
+        match begin(&self.door) {
+            Begun::Answered(result) => result,
+            Begun::Waits(answer) => answer.await.unwrap_or(Err(otherwise)),
+        }
     }
 
     async fn ask<T: Send + 'static>(&self, otherwise: Refusal, send: impl FnOnce(Port<T>)) -> Result<T, Refusal> {

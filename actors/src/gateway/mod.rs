@@ -14,6 +14,7 @@
 //! caller's side and sends no message at all.
 
 mod actor;
+mod admission;
 mod answer;
 mod door;
 mod handle;

@@ -2,21 +2,70 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::backend::{Backend, BackendError, Capability, Role, Stored};
+use crate::backend::{Backend, Capability, Role, Stored};
 use crate::breaker::Purpose;
 use crate::error::Refusal;
 use crate::fallback::{FillToken, Plan, ReadRule};
 use crate::operation::{Degraded, Direction, Found, Hit, Near, Retrieved, Search, Source, StandIn, Traversal, Version};
-use crate::plane::{DataPlane, FailedCall, Store, Tries};
-use crate::record::{Key, Record};
+use crate::plane::{Call, DataPlane, FailedCall, Store, Tries};
+use crate::record::{Key, Properties, Record};
 
 /// One read.
 pub(super) struct Reader {
     plane: Arc<DataPlane>,
     plan: Arc<Plan>,
     deadline: Instant,
+}
+
+/// What a backend is asked.
+trait Question {
+    type Answer;
+
+    fn put<'a>(&'a self, backend: &'a dyn Backend) -> Call<'a, Self::Answer>;
+}
+
+/// What it holds under these keys.
+struct Held<'k>(&'k [Key]);
+
+impl Question for Held<'_> {
+    type Answer = Vec<Option<Stored>>;
+
+    fn put<'a>(&'a self, backend: &'a dyn Backend) -> Call<'a, Self::Answer> {
+        backend.read(self.0)
+    }
+}
+
+/// Which records it finds.
+enum Query<'q> {
+    Nearest(&'q Search),
+    Walk(&'q Traversal),
+    Exact(&'q Properties, usize),
+}
+
+impl Query<'_> {
+    /// What it has to be able to do.
+    fn capability(&self) -> Capability {
+        match self {
+            Self::Nearest(_) => Capability::VectorSearch,
+            Self::Walk(_) => Capability::GraphTraversal,
+            Self::Exact(..) => Capability::ExactMatch,
+        }
+    }
+}
+
+impl Question for Query<'_> {
+    type Answer = Vec<Hit>;
+
+    fn put<'a>(&'a self, backend: &'a dyn Backend) -> Call<'a, Self::Answer> {
+        match self {
+            Self::Nearest(search) => backend.search(search),
+            Self::Walk(traversal) => backend.traverse(traversal),
+            Self::Exact(filter, limit) => backend.find(filter, *limit),
+        }
+    }
 }
 
 /// What a backend or the cache says of a key.
@@ -83,10 +132,10 @@ impl Reader {
             Some(Base { record, version: hit.version, source, stale: true, copied: false })
         };
         let mut refusal = None;
-        let readers = if backends { self.readers(None) } else { Vec::new() };
+        let readers = if backends { self.readers(None) } else { SmallVec::new() };
         for (place, store) in readers.iter().enumerate() {
-            let read = |backend: Arc<dyn Backend>| async move { backend.read(std::slice::from_ref(key)).await };
-            let result = match self.call(store, &readers[place + 1..], read).await {
+            let keys = std::slice::from_ref(key);
+            let result = match self.call(store, &readers[place + 1..], &Held(keys)).await {
                 Ok(stored) => stored.into_iter().next().flatten(),
                 Err(error) => {
                     refusal.get_or_insert(error);
@@ -116,8 +165,7 @@ impl Reader {
     }
 
     pub(super) async fn search(&self, search: &Search) -> Result<Found, Refusal> {
-        let asked = Capability::VectorSearch;
-        let mut refusal = match self.ask(asked, |backend| async move { backend.search(search).await }).await {
+        let mut refusal = match self.ask(&Query::Nearest(search)).await {
             Ok(found) => return Ok(filtered(found, search)),
             // Nothing is lost: the store answered. Unless what it does not know is on its way to it.
             Err(refusal @ Refusal::Rejected { .. }) if !self.is_owed(&search.near) => return Err(refusal),
@@ -125,46 +173,34 @@ impl Reader {
         };
         if let Near::Key(key) = &search.near {
             let walk = Traversal::from(key.clone()).direction(Direction::Both).depth(2).limit(search.limit);
-            let walk = &walk;
-            match self.ask(Capability::GraphTraversal, |backend| async move { backend.traverse(walk).await }).await {
+            match self.ask(&Query::Walk(&walk)).await {
                 Ok(found) => return Ok(self.degraded(filtered(found, search), StandIn::Neighbours)),
                 Err(other) => refusal = prefer(refusal, other),
             }
         }
-        if !search.filter.is_empty() {
-            let found = self
-                .ask(Capability::ExactMatch, |backend| async move { backend.find(&search.filter, search.limit).await })
-                .await;
-            if let Ok(found) = found {
-                return Ok(self.degraded(filtered(found, search), StandIn::ExactMatch));
-            }
+        if !search.filter.is_empty()
+            && let Ok(found) = self.ask(&Query::Exact(&search.filter, search.limit)).await
+        {
+            return Ok(self.degraded(filtered(found, search), StandIn::ExactMatch));
         }
-        Err(self.lost(asked, refusal))
+        Err(self.lost(Capability::VectorSearch, refusal))
     }
 
     pub(super) async fn traverse(&self, traversal: &Traversal) -> Result<Found, Refusal> {
-        let asked = Capability::GraphTraversal;
-        let refusal = match self.ask(asked, |backend| async move { backend.traverse(traversal).await }).await {
+        let refusal = match self.ask(&Query::Walk(traversal)).await {
             Ok(found) => return Ok(found),
             Err(refusal) => refusal,
         };
         let near = Search::like(traversal.from.clone()).limit(traversal.limit);
-        let near = &near;
-        match self.ask(Capability::VectorSearch, |backend| async move { backend.search(near).await }).await {
+        match self.ask(&Query::Nearest(&near)).await {
             Ok(found) => Ok(self.degraded(found, StandIn::VectorSearch)),
-            Err(_) => Err(self.lost(asked, refusal)),
+            Err(_) => Err(self.lost(Capability::GraphTraversal, refusal)),
         }
     }
 
-    /// Asks the backends that can do this, one after another, until one answers.
-    async fn ask<'a, F>(
-        &'a self,
-        capability: Capability,
-        call: impl Fn(Arc<dyn Backend>) -> F,
-    ) -> Result<Found, Refusal>
-    where
-        F: Future<Output = Result<Vec<Hit>, BackendError>> + 'a,
-    {
+    /// Asks the backends that can answer this, one after another, until one does.
+    async fn ask(&self, query: &Query<'_>) -> Result<Found, Refusal> {
+        let capability = query.capability();
         if !self.plan.supports(capability) {
             return Err(Refusal::Unsupported(capability));
         }
@@ -175,7 +211,7 @@ impl Reader {
         let readers = self.readers(Some(capability));
         for (place, store) in readers.iter().enumerate() {
             let owed = self.plane.ledger().owed(&store.name);
-            match self.call(store, &readers[place + 1..], &call).await {
+            match self.call(store, &readers[place + 1..], query).await {
                 Ok(hits) => {
                     return Ok(Found {
                         hits: self.current(hits),
@@ -208,7 +244,7 @@ impl Reader {
             .collect()
     }
 
-    fn readers(&self, capability: Option<Capability>) -> Vec<Arc<Store>> {
+    fn readers(&self, capability: Option<Capability>) -> SmallVec<[Arc<Store>; 2]> {
         let able = |store: &Store| capability.is_none_or(|capability| store.capabilities.has(capability));
         self.plan
             .readers()
@@ -220,15 +256,12 @@ impl Reader {
 
     /// Calls one backend before these others: none may use up the time of the others, and nobody waits for another
     /// try of one while another one can answer as well.
-    async fn call<T, F>(
+    async fn call<Q: Question>(
         &self,
         store: &Arc<Store>,
         others: &[Arc<Store>],
-        call: impl FnMut(Arc<dyn Backend>) -> F,
-    ) -> Result<T, Refusal>
-    where
-        F: Future<Output = Result<T, BackendError>>,
-    {
+        question: &Q,
+    ) -> Result<Q::Answer, Refusal> {
         let refusal = |failed: FailedCall| {
             let backend = store.name.clone();
             match (failed.denied(), failed.backend()) {
@@ -245,7 +278,7 @@ impl Reader {
         let until = now + left / u32::try_from(others.len() + 1).unwrap_or(u32::MAX);
         let elsewhere = others.iter().any(|other| other.role == Role::Required);
         let tries = if elsewhere { Tries::One } else { Tries::Several };
-        permit.call(until, tries, call).await.map_err(refusal)
+        permit.call(until, tries, |backend| question.put(backend)).await.map_err(refusal)
     }
 
     fn is_owed(&self, near: &Near) -> bool {

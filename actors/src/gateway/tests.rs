@@ -68,6 +68,34 @@ async fn a_caller_that_goes_away_stops_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_caller_that_stops_to_poll_keeps_nobody_waiting() {
+    let rig = Rig::two().await;
+    let handle = rig.handle();
+    rig.store("graph").script([Act::Slow(SECOND)]);
+    let mut first = Box::pin(handle.write(put("a", 1)));
+    assert!(futures::poll!(&mut first).is_pending());
+    let second = tokio::time::timeout(10 * SECOND, handle.write(put("a", 2))).await;
+    assert!(second.is_ok_and(|second| second.is_ok()), "it waits for somebody who does not move");
+    assert!(first.await.is_ok());
+    assert_eq!(rig.store("graph").n("a"), Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_never_has_to_wait_lets_others_run() {
+    let rig = Rig::two().await;
+    let handle = rig.handle();
+    handle.write(put("a", 1)).await.expect("is stored");
+    rig.mode(Mode::LocalStorage).await;
+    let other = tokio::spawn(async {});
+    let mut reads = 0;
+    while !other.is_finished() && reads < 10_000 {
+        handle.retrieve("a").await.expect("the cache knows");
+        reads += 1;
+    }
+    assert!(other.is_finished(), "nobody else had a turn in {reads} reads");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_ref_survives_whatever_a_request_says() {
     let rig = Rig::two().await;
     let door = Door::new(Arc::clone(&rig.plane), Arc::default(), GatewayConfig::default());

@@ -1,16 +1,20 @@
 //! One write at a time a key.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use foldhash::fast::RandomState;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
 
 use crate::record::Key;
 
 const SHARDS: usize = 32;
 
-type Shard = Mutex<HashMap<Key, Arc<AsyncMutex<()>>>>;
+/// The keys that are held, each with those who wait for it, in their order.
+type Shard = Mutex<HashMap<Key, VecDeque<oneshot::Sender<()>>, RandomState>>;
 
 /// Locks by key: writes of one key are accepted, and given their versions, one after another. Fair: first come,
 /// first served.
@@ -23,24 +27,46 @@ pub struct KeyLocks {
 /// Holds the locks of some keys until it is dropped.
 pub struct KeyGuard {
     shards: Arc<[Shard; SHARDS]>,
-    held: Vec<(usize, Key, Option<OwnedMutexGuard<()>>)>,
+    /// Most writes have one key.
+    held: SmallVec<[Lock; 1]>,
+}
+
+/// The lock of one key, or a place in the queue for it.
+struct Lock {
+    shard: usize,
+    key: Key,
+    /// It is told here when the lock is handed over, if it has to wait for that.
+    turn: Option<oneshot::Receiver<()>>,
 }
 
 impl KeyLocks {
     /// Waits for all of these keys. They are taken in one order by everybody, so nobody waits in a circle.
     /// Dropping the future gives back what it holds.
     pub async fn lock(&self, keys: impl IntoIterator<Item = Key>) -> KeyGuard {
-        let mut keys: Vec<Key> = keys.into_iter().collect();
+        let mut keys: SmallVec<[Key; 1]> = keys.into_iter().collect();
         keys.sort_unstable();
         keys.dedup();
-        let mut guard = KeyGuard { shards: Arc::clone(&self.shards), held: Vec::with_capacity(keys.len()) };
+        let mut guard = KeyGuard { shards: Arc::clone(&self.shards), held: SmallVec::new() };
         for key in keys {
             let shard = usize::try_from(self.hasher.hash_one(&key) % SHARDS as u64).unwrap_or(0);
-            let mutex = Arc::clone(lock(&self.shards[shard]).entry(key.clone()).or_default());
-            guard.held.push((shard, key, None));
-            let owned = mutex.lock_owned().await;
-            if let Some(last) = guard.held.last_mut() {
-                last.2 = Some(owned);
+            let turn = match lock(&self.shards[shard]).entry(key.clone()) {
+                Entry::Vacant(free) => {
+                    free.insert(VecDeque::new());
+                    None
+                }
+                Entry::Occupied(mut held) => {
+                    let (hand_over, turn) = oneshot::channel();
+                    held.get_mut().push_back(hand_over);
+                    Some(turn)
+                }
+            };
+            guard.held.push(Lock { shard, key, turn });
+            if let Some(Lock { turn: waiting @ Some(_), .. }) = guard.held.last_mut() {
+                if let Some(turn) = waiting {
+                    // Whoever holds a lock hands it over before going.
+                    let _ = turn.await;
+                }
+                *waiting = None;
             }
         }
         guard
@@ -49,18 +75,24 @@ impl KeyLocks {
 
 impl Drop for KeyGuard {
     fn drop(&mut self) {
-        for (shard, key, owned) in self.held.drain(..) {
-            let mut map = lock(&self.shards[shard]);
-            drop(owned);
-            // Clones are made under the shard's lock only, so a count of one means that nobody waits.
-            if map.get(&key).is_some_and(|mutex| Arc::strong_count(mutex) == 1) {
-                map.remove(&key);
+        for Lock { shard, key, turn } in self.held.drain(..) {
+            let mut shard = lock(&self.shards[shard]);
+            let has_come = turn.is_none_or(|mut turn| {
+                turn.close();
+                turn.try_recv().is_ok()
+            });
+            if has_come && let Entry::Occupied(mut held) = shard.entry(key) {
+                // Those who gave up meanwhile are passed over.
+                let handed_over = std::iter::from_fn(|| held.get_mut().pop_front()).any(|next| next.send(()).is_ok());
+                if !handed_over {
+                    held.remove();
+                }
             }
         }
     }
 }
 
-fn lock(shard: &Shard) -> MutexGuard<'_, HashMap<Key, Arc<AsyncMutex<()>>>> {
+fn lock(shard: &Shard) -> MutexGuard<'_, HashMap<Key, VecDeque<oneshot::Sender<()>>, RandomState>> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -105,6 +137,20 @@ mod tests {
             let _ = waiter.await;
         }
         assert_eq!(*turns.lock().unwrap(), [1, 3, 4, 5]);
+        assert!(locks.shards.iter().all(|shard| lock(shard).is_empty()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_gives_up_when_its_turn_has_come_hands_on_the_lock() {
+        let locks = Arc::new(KeyLocks::default());
+        let first = locks.lock(["a".into()]).await;
+        let mut second = Box::pin(locks.lock(["a".into()]));
+        assert!(futures::poll!(&mut second).is_pending());
+        let mut third = Box::pin(locks.lock(["a".into()]));
+        assert!(futures::poll!(&mut third).is_pending());
+        drop(first);
+        drop(second);
+        drop(tokio::time::timeout(Duration::from_secs(1), third).await.expect("it is its turn"));
         assert!(locks.shards.iter().all(|shard| lock(shard).is_empty()));
     }
 

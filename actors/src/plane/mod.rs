@@ -14,7 +14,8 @@ mod versions;
 
 pub use locks::{KeyGuard, KeyLocks};
 pub use permit::{CallPermit, Cause, FailedCall, Tries};
-pub use store::{FOREIGN_VERSION, Store};
+pub(crate) use permit::{Called, call_all, fenced};
+pub use store::{Call, FOREIGN_VERSION, Store};
 pub(crate) use store::{check_fence, is_foreign};
 pub use versions::Versions;
 

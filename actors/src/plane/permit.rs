@@ -1,13 +1,16 @@
 //! The one way to call a backend.
 
 use std::fmt;
-use std::future::Future;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::join_all;
+use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
-use super::store::Store;
+use super::store::{Begun, Call, Store};
 use crate::backend::{Applied, Backend, BackendError, FencedWrite, Happened};
 use crate::breaker::{BreakerState, OwnedLease as Lease, Purpose};
 use crate::call::{Denied, Place};
@@ -28,7 +31,8 @@ pub enum Tries {
 pub struct CallPermit {
     store: Arc<Store>,
     purpose: Purpose,
-    _place: Place,
+    /// Until nothing is left to be called.
+    place: Option<Place>,
     /// For the first call.
     lease: Option<Lease>,
 }
@@ -97,7 +101,7 @@ impl From<Denied> for FailedCall {
 
 impl CallPermit {
     pub(super) fn new(store: Arc<Store>, purpose: Purpose, place: Place, lease: Lease) -> Self {
-        Self { store, purpose, _place: place, lease: Some(lease) }
+        Self { store, purpose, place: Some(place), lease: Some(lease) }
     }
 
     /// Whom it lets call.
@@ -110,14 +114,11 @@ impl CallPermit {
     ///
     /// # Errors
     /// When the breaker refuses, and what the backend said.
-    pub async fn call_once<T, F>(
-        &mut self,
+    pub async fn call_once<'a, T>(
+        &'a mut self,
         until: Instant,
-        call: impl FnOnce(Arc<dyn Backend>) -> F,
-    ) -> Result<T, FailedCall>
-    where
-        F: Future<Output = Result<T, BackendError>>,
-    {
+        call: impl FnOnce(&'a dyn Backend) -> Call<'a, T>,
+    ) -> Result<T, FailedCall> {
         let lease = self.first_lease()?;
         Ok(self.store.attempt(lease, until, call).await?)
     }
@@ -127,32 +128,29 @@ impl CallPermit {
     /// # Errors
     /// The last one: what the backend said, also where the budget has no further try; or that the breaker, which may
     /// have opened meanwhile, refuses one.
-    pub async fn call<T, F>(
-        &mut self,
+    pub async fn call<'a, T>(
+        &'a mut self,
         until: Instant,
         tries: Tries,
-        call: impl FnMut(Arc<dyn Backend>) -> F,
-    ) -> Result<T, FailedCall>
-    where
-        F: Future<Output = Result<T, BackendError>>,
-    {
-        Ok(self.call_until(until, tries, call).await?.0)
+        mut call: impl FnMut(&'a dyn Backend) -> Call<'a, T>,
+    ) -> Result<T, FailedCall> {
+        let lease = self.first_lease()?;
+        let result = self.store.attempt(lease, until, &mut call).await;
+        Ok(self.go_on(result, until, tries, call).await?.0)
     }
 
-    /// Gives also whether a try that failed before may have had its effect.
-    async fn call_until<T, F>(
-        &mut self,
+    /// Calls again while that helps, when the first try came to this. Gives also whether a try that failed may have had
+    /// its effect.
+    async fn go_on<'a, T>(
+        &'a self,
+        mut result: Result<T, BackendError>,
         until: Instant,
         tries: Tries,
-        mut call: impl FnMut(Arc<dyn Backend>) -> F,
-    ) -> Result<(T, Happened), FailedCall>
-    where
-        F: Future<Output = Result<T, BackendError>>,
-    {
-        let mut lease = self.first_lease()?;
+        mut call: impl FnMut(&'a dyn Backend) -> Call<'a, T>,
+    ) -> Result<(T, Happened), FailedCall> {
         let (mut happened, mut retries) = (Happened::No, 0);
         loop {
-            let error = match self.store.attempt(lease, until, &mut call).await {
+            let error = match result {
                 Ok(value) => return Ok((value, happened)),
                 Err(error) => error,
             };
@@ -163,35 +161,33 @@ impl CallPermit {
                 Tries::One => None,
                 Tries::Several => self.next_lease(retries, &error, until).await.transpose(),
             };
-            lease = match next {
+            let lease = match next {
                 Some(Ok(lease)) => lease,
                 Some(Err(denied)) => return Err(FailedCall { happened, cause: denied.into() }),
                 None => return Err(FailedCall { happened, cause: error.into() }),
             };
             retries += 1;
+            result = self.store.attempt(lease, until, &mut call).await;
         }
     }
-
     /// Applies a write, and makes sure that what stood in its way is a version of ours. `newest` says that no later
     /// write to its keys was accepted, so that nothing of ours can stand in its way.
     ///
     /// # Errors
     /// As [`call`](Self::call); and when the backend holds a version that this runtime never gave out, so that its
     /// fence swallowed the write.
-    pub async fn apply(
-        &mut self,
+    pub async fn apply<'a>(
+        &'a mut self,
         until: Instant,
         tries: Tries,
-        write: &FencedWrite,
+        write: &'a FencedWrite,
         newest: bool,
         versions: &Versions,
     ) -> Result<Applied, FailedCall> {
-        let apply = |backend: Arc<dyn Backend>| async move { backend.apply(write).await };
-        let (applied, happened) = self.call_until(until, tries, apply).await?;
-        check_fence(applied, write, newest, versions).map_err(|error| match happened {
-            Happened::No => error.into(),
-            Happened::Perhaps => FailedCall { happened, cause: error.into() },
-        })
+        let lease = self.first_lease()?;
+        let result = self.store.attempt(lease, until, |backend| backend.apply(write)).await;
+        let applied = self.go_on(result, until, tries, |backend| backend.apply(write)).await?;
+        fenced(applied, write, newest, versions)
     }
 
     fn first_lease(&mut self) -> Result<Lease, FailedCall> {
@@ -219,6 +215,65 @@ impl CallPermit {
         }
         Ok(store.lease_retry(self.purpose)?)
     }
+}
+
+/// What came of a call, and whether a try that failed before may have had its effect.
+pub(crate) type Called<T> = Result<(T, Happened), FailedCall>;
+
+/// Calls several backends side by side, each as [`CallPermit::call`] does. What ends at once costs no waiting. After the
+/// `last` call each gives up its place, whatever the others do.
+pub(crate) async fn call_all<'a, T>(
+    permits: impl Iterator<Item = &'a mut CallPermit>,
+    now: Instant,
+    until: Instant,
+    tries: Tries,
+    last: bool,
+    call: impl Fn(&'a dyn Backend) -> Call<'a, T> + Copy,
+) -> SmallVec<[Called<T>; 2]> {
+    let mut permits = Some(permits);
+    let begin = |cx: &mut Context<'_>| {
+        let begin = |permit: &'a mut CallPermit| {
+            let place = if last { permit.place.take() } else { None };
+            let lease = permit.first_lease();
+            let permit = &*permit;
+            match lease.map(|lease| permit.store.begin(lease, now, until, cx, call)) {
+                Ok(Begun::Over(Ok(value))) => Progress::Done(value),
+                begun => Progress::Waits(permit, place, begun),
+            }
+        };
+        Poll::Ready(permits.take().into_iter().flatten().map(begin).collect())
+    };
+    let begun: SmallVec<[Progress<'_, T>; 2]> = poll_fn(begin).await;
+    if begun.iter().any(|begun| matches!(begun, Progress::Waits(..))) {
+        let ends = begun.into_iter().map(|begun| async move {
+            match begun {
+                Progress::Done(value) => Ok((value, Happened::No)),
+                Progress::Waits(permit, _place, begun) => permit.go_on(begun?.end().await, until, tries, call).await,
+            }
+        });
+        return join_all(ends).await.into();
+    }
+    let done = |begun| if let Progress::Done(value) = begun { Some(Ok((value, Happened::No))) } else { None };
+    begun.into_iter().filter_map(done).collect()
+}
+
+/// How far one of several calls is.
+enum Progress<'a, T> {
+    Done(T),
+    Waits(&'a CallPermit, Option<Place>, Result<Begun<'a, T>, FailedCall>),
+}
+
+/// Makes sure that what stood in the way of a write is a version of ours; see [`check_fence`].
+pub(crate) fn fenced(
+    (applied, happened): (Applied, Happened),
+    write: &FencedWrite,
+    newest: bool,
+    versions: &Versions,
+) -> Result<Applied, FailedCall> {
+    check_fence(applied, write, newest, versions).map_err(|error| match happened {
+        Happened::No => error.into(),
+        Happened::Perhaps => FailedCall { happened, cause: error.into() },
+    })
 }
 
 impl fmt::Debug for CallPermit {

@@ -50,6 +50,8 @@ pub(crate) enum Act {
     /// Fails without an effect, this much later.
     SlowlyFail(Duration, BackendError),
     Panic,
+    /// Panics, this much later.
+    SlowlyPanic(Duration),
 }
 
 /// A store that follows a script, and then goes on as it is told.
@@ -110,6 +112,10 @@ impl Inner {
                 Err(error)
             }
             Act::Panic => panic!("a bug of the backend"),
+            Act::SlowlyPanic(after) => {
+                sleep(after).await;
+                panic!("a late bug of the backend");
+            }
         }
     }
 
@@ -509,7 +515,8 @@ impl Rig {
         let began = Instant::now();
         tokio::spawn(async move {
             let mut answered = None;
-            operation.perform(began + deadline, |answer| answered = Some((answer, began.elapsed()))).await;
+            let saga = Arc::clone(&operation).run();
+            operation.see_through(saga, began + deadline, |answer| answered = Some((answer, began.elapsed()))).await;
             answered.expect("every write is answered")
         })
     }

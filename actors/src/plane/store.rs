@@ -1,10 +1,13 @@
 //! One backend with its gate, its bulkhead and its retry budget.
 
-use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
 use super::permit::CallPermit;
@@ -96,31 +99,47 @@ impl Store {
         }
     }
 
-    /// Calls the adapter once under a lease: no longer than its timeout and until this moment, and a panic in it is
-    /// an error like another. The lease is settled with what came out; dropping the future cancels both.
-    ///
-    /// # Errors
-    /// What the adapter said; [`ErrorKind::Unknown`] when it did not answer in time or panicked.
-    pub(super) async fn attempt<T, F>(
-        &self,
-        mut lease: Lease,
+    /// Calls the adapter once under a lease, no later than until this moment; see [`begin`](Self::begin).
+    pub(super) async fn attempt<'a, T>(
+        &'a self,
+        lease: Lease,
         until: Instant,
-        call: impl FnOnce(Arc<dyn Backend>) -> F,
-    ) -> Result<T, BackendError>
-    where
-        F: Future<Output = Result<T, BackendError>>,
-    {
-        let began = Instant::now();
-        lease.called(began);
-        let timeout = self.config.timeout.min(until.saturating_duration_since(began));
-        let call = async { call(Arc::clone(&self.backend)).await };
-        let result = match timeout_at(began + timeout, AssertUnwindSafe(call).catch_unwind()).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(BackendError::unknown("the backend panicked").with_code("panic")),
-            Err(_) => Err(BackendError::unknown(format!("no answer within {timeout:?}")).with_code("timeout")),
+        call: impl FnOnce(&'a dyn Backend) -> Call<'a, T>,
+    ) -> Result<T, BackendError> {
+        let mut begin = Some((lease, call));
+        let now = Instant::now();
+        let begun = poll_fn(|cx| {
+            let (lease, call) = begin.take().expect("it is ready at once, so nobody polls it again");
+            Poll::Ready(self.begin(lease, now, until, cx, call))
+        });
+        begun.await.end().await
+    }
+
+    /// Makes a call under a lease. It takes no longer than the backend's timeout, and ends by this moment; a panic in the
+    /// adapter is an error like another. The lease is settled with what comes out; dropping the call cancels both.
+    ///
+    /// What comes out is what the adapter said, or [`ErrorKind::Unknown`] when it did not answer in time or panicked.
+    pub(super) fn begin<'a, T>(
+        &'a self,
+        mut lease: Lease,
+        now: Instant,
+        until: Instant,
+        cx: &mut Context<'_>,
+        call: impl FnOnce(&'a dyn Backend) -> Call<'a, T>,
+    ) -> Begun<'a, T> {
+        lease.called(now);
+        let poll = || {
+            let mut call = call(&*self.backend);
+            (call.as_mut().poll(cx), call)
         };
-        lease.settle_result(&result);
-        result
+        match catch_unwind(AssertUnwindSafe(poll)) {
+            Ok((Poll::Ready(result), _)) => Begun::Over(settle(lease, result)),
+            Ok((Poll::Pending, call)) => {
+                let timeout = self.config.timeout.min(until.saturating_duration_since(now));
+                Begun::Out(Outstanding { lease, call, timeout, until: now + timeout })
+            }
+            Err(_) => Begun::Over(settle(lease, Err(panicked()))),
+        }
     }
 
     /// A user's call is made, and pays for a part of a retry.
@@ -159,6 +178,49 @@ impl Store {
     }
 }
 
+/// A call to a backend.
+pub type Call<'a, T> = BoxFuture<'a, Result<T, BackendError>>;
+
+/// A call that was made.
+pub(super) enum Begun<'a, T> {
+    /// It ended at once.
+    Over(Result<T, BackendError>),
+    Out(Outstanding<'a, T>),
+}
+
+/// A call that has to be waited for.
+pub(super) struct Outstanding<'a, T> {
+    lease: Lease,
+    call: Call<'a, T>,
+    timeout: Duration,
+    until: Instant,
+}
+
+impl<T> Begun<'_, T> {
+    /// Waits for what comes out.
+    pub(super) async fn end(self) -> Result<T, BackendError> {
+        let Outstanding { lease, call, timeout, until } = match self {
+            Self::Over(result) => return result,
+            Self::Out(outstanding) => outstanding,
+        };
+        let result = match timeout_at(until, AssertUnwindSafe(call).catch_unwind()).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(panicked()),
+            Err(_) => Err(BackendError::unknown(format!("no answer within {timeout:?}")).with_code("timeout")),
+        };
+        settle(lease, result)
+    }
+}
+
+fn panicked() -> BackendError {
+    BackendError::unknown("the backend panicked").with_code("panic")
+}
+
+fn settle<T>(lease: Lease, result: Result<T, BackendError>) -> Result<T, BackendError> {
+    lease.settle_result(&result);
+    result
+}
+
 /// Whether what stood in the way of a write is a version that this runtime gave out. A compensation gives way to
 /// whatever is newer: what it would take back is not there. `newest` says that no later write to its keys was
 /// accepted, so that nothing of ours can stand in its way.
@@ -180,7 +242,7 @@ pub(crate) fn check_fence(
     // Of several changes some may have gone through.
     let kind = if write.changes.len() > 1 { ErrorKind::Unknown } else { ErrorKind::Refused };
     let error = BackendError::new(kind, format!("the backend holds {held}, which this runtime never gave out"));
-    Err(error.with_code(FOREIGN_VERSION).with_retry_after(std::time::Duration::ZERO))
+    Err(error.with_code(FOREIGN_VERSION).with_retry_after(Duration::ZERO))
 }
 
 /// Whether this is the error of [`check_fence`].

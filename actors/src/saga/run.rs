@@ -8,7 +8,7 @@ mod undo;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::future::join_all;
+use smallvec::SmallVec;
 use tokio::time::{Instant, sleep_until};
 
 use self::durable::Hold;
@@ -20,7 +20,7 @@ use crate::event::EventKind;
 use crate::fallback::{LegRule, Mode, Plan, WriteRule};
 use crate::journal::{Full, Intent, JournalHealth, JournalRecord};
 use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
-use crate::plane::{CallPermit, DataPlane, FailedCall, Store, Tries};
+use crate::plane::{CallPermit, DataPlane, FailedCall, Store, Tries, call_all};
 use crate::record::Key;
 use crate::saga::{Durability, Failure, LegEnd, SagaConfig, Verdict, verdict};
 
@@ -51,6 +51,12 @@ struct Progress {
 /// A backend and, if it is tried now, the right to call it.
 type Admitted = (Arc<Store>, Option<CallPermit>);
 
+/// The backends that are tried at once. Most writes have two.
+type Legs = SmallVec<[Leg; 2]>;
+
+/// How each backend stands.
+type Ends = SmallVec<[(BackendName, LegEnd); 2]>;
+
 /// A backend that is tried at once, with what takes the write back there. It keeps the place that it was admitted to
 /// until it is done: nobody is turned away in the middle of a write.
 struct Leg {
@@ -67,9 +73,9 @@ impl Leg {
 impl Operation {
     /// A write that was checked at the door.
     #[must_use]
-    pub fn new(plane: Arc<DataPlane>, config: Arc<SagaConfig>, mut write: Write) -> Self {
+    pub fn new(plane: Arc<DataPlane>, config: Arc<SagaConfig>, mut write: Write) -> Arc<Self> {
         let changes = std::mem::take(&mut write.changes).into();
-        Self { plane, config, write, changes, progress: Mutex::default() }
+        Arc::new(Self { plane, config, write, changes, progress: Mutex::default() })
     }
 
     /// What a new write is told that only goes straight through and has an open breaker in its way: nothing has to be
@@ -92,10 +98,16 @@ impl Operation {
         Some(denied.refusal(shut.name.clone()))
     }
 
-    /// Does it, and answers exactly once: when the saga has ended, or at the deadline with what is known by then.
-    /// A saga that has begun goes on after its deadline; one that has not is dropped, and did nothing.
-    pub async fn perform(self, deadline: Instant, answer: impl FnOnce(Result<Receipt, Refusal>)) {
-        let mut saga = pin!(self.run());
+    /// Answers exactly once: when the saga, which is that of [`run`](Self::run), has ended, or at the deadline with
+    /// what is known by then. A saga that has begun goes on after its deadline; one that has not is dropped, and did
+    /// nothing.
+    pub async fn see_through(
+        &self,
+        saga: impl Future<Output = Result<Receipt, Refusal>>,
+        deadline: Instant,
+        answer: impl FnOnce(Result<Receipt, Refusal>),
+    ) {
+        let mut saga = pin!(saga);
         tokio::select! {
             biased;
             result = &mut saga => answer(result),
@@ -130,7 +142,11 @@ impl Operation {
         Some(Ok(self.receipt(version, Held::Queued { owing })))
     }
 
-    async fn run(&self) -> Result<Receipt, Refusal> {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Why it is not done. Dropped, it did nothing, or is finished by the drain.
+    pub async fn run(self: Arc<Self>) -> Result<Receipt, Refusal> {
         let _keys = self.plane.locks.lock(self.keys()).await;
         if let Some(known) = self.known() {
             return known;
@@ -175,8 +191,8 @@ impl Operation {
     }
 
     /// Decides for each required backend whether it is tried now, and takes the right to call it.
-    fn admit(&self, plan: &Plan, rule: &WriteRule) -> Result<Vec<Admitted>, Refusal> {
-        let mut admitted = Vec::with_capacity(self.plane.stores.len());
+    fn admit(&self, plan: &Plan, rule: &WriteRule) -> Result<SmallVec<[Admitted; 2]>, Refusal> {
+        let mut admitted = SmallVec::new();
         for store in self.plane.required() {
             let owe = plan.leg_rule(&store.name) == LegRule::Owe
                 || self.plane.ledger().is_behind(&store.name, self.changes.iter().map(Change::key));
@@ -197,57 +213,65 @@ impl Operation {
     }
 
     /// Reads what is there, on every backend that is tried: the way back. Nothing is changed yet.
-    async fn prepare(
-        &self,
-        rule: &WriteRule,
-        admitted: Vec<Admitted>,
-    ) -> Result<(Vec<Leg>, Vec<(BackendName, LegEnd)>), Refusal> {
+    async fn prepare(&self, rule: &WriteRule, admitted: SmallVec<[Admitted; 2]>) -> Result<(Legs, Ends), Refusal> {
         let alone = admitted.len() == 1;
-        let keys: Vec<Key> = self.keys().collect();
-        let (until, tries) = (Instant::now() + self.config.timeout, tries(rule));
-        let read = admitted.into_iter().map(|(store, permit)| {
-            let keys = &keys;
-            async move {
-                let Some(mut permit) = permit else { return (store, None) };
-                if alone {
-                    // One backend has nothing that could be half done.
-                    return (store, Some(Ok(Leg { permit, undo: None })));
-                }
-                let images = permit.call(until, tries, |backend| async move { backend.read(keys).await }).await;
-                let leg = images.and_then(|images| {
-                    // What is there must not stand in the way, whoever put it there.
-                    images.iter().flatten().for_each(|image| self.plane.versions.skip(image.version));
-                    Ok(Leg { undo: Some(way_back(keys, images)?), permit })
-                });
-                (store, Some(leg))
-            }
-        });
-        let (mut legs, mut ends) = (Vec::new(), Vec::new());
-        for (store, leg) in join_all(read).await {
-            match leg {
-                Some(Ok(leg)) => legs.push(leg),
+        let (mut tried, mut ends) = (Legs::new(), Ends::new());
+        for (store, permit) in admitted {
+            match permit {
+                Some(permit) => tried.push(Leg { permit, undo: None }),
                 None => ends.push((store.name.clone(), LegEnd::Owed)),
-                Some(Err(error)) => {
-                    self.hear(&store, &error);
+            }
+        }
+        if alone {
+            // One backend has nothing that could be half done.
+            return Ok((tried, ends));
+        }
+        let keys: SmallVec<[Key; 1]> = self.keys().collect();
+        let keys = keys.as_slice();
+        let now = Instant::now();
+        let (permits, until) = (tried.iter_mut().map(|leg| &mut leg.permit), now + self.config.timeout);
+        let images = call_all(permits, now, until, tries(rule), false, |backend| backend.read(keys)).await;
+        let mut legs = Legs::new();
+        for (mut leg, images) in tried.into_iter().zip(images) {
+            match images.and_then(|(images, _)| Ok(self.way_back(keys, images)?)) {
+                Ok(undo) => {
+                    leg.undo = Some(undo);
+                    legs.push(leg);
+                }
+                Err(error) => {
+                    self.hear(leg.permit.store(), &error);
                     // A read changes nothing, whatever became of it.
                     let failure = Failure { happened: Happened::No, hopeless: false, ..Failure::from(&error) };
                     if *rule == WriteRule::Through {
                         let Failure { reason, retry_after, .. } = failure;
-                        return Err(Refusal::Unavailable { backend: store.name.clone(), reason, retry_after });
+                        return Err(Refusal::Unavailable { backend: leg.name().clone(), reason, retry_after });
                     }
-                    ends.push((store.name.clone(), LegEnd::Failed(failure)));
+                    ends.push((leg.name().clone(), LegEnd::Failed(failure)));
                 }
             }
         }
         Ok((legs, ends))
     }
 
-    async fn execute(
-        &self,
-        rule: WriteRule,
-        legs: Vec<Leg>,
-        ends: &mut Vec<(BackendName, LegEnd)>,
-    ) -> Result<Receipt, Refusal> {
+    /// What restores each key to what was read.
+    ///
+    /// # Errors
+    /// When the backend did not answer for every key.
+    fn way_back(&self, keys: &[Key], images: Vec<Option<Stored>>) -> Result<Arc<[Change]>, BackendError> {
+        if images.len() != keys.len() {
+            let message = format!("it was asked for {} keys and answered for {}", keys.len(), images.len());
+            return Err(BackendError::transient(message));
+        }
+        // What is there must not stand in the way, whoever put it there.
+        images.iter().flatten().for_each(|image| self.plane.versions.skip(image.version));
+        let restore = |(key, image): (&Key, Option<Stored>)| match image.and_then(|stored| stored.record) {
+            Some(record) => Change::put(record),
+            None => Change::Delete { key: key.clone() },
+        };
+        Ok(keys.iter().zip(images).map(restore).collect())
+    }
+
+    async fn execute(&self, rule: WriteRule, legs: Legs, ends: &mut Ends) -> Result<Receipt, Refusal> {
         let intent = self.intent(&legs, ends);
         let version = intent.version;
         // A single leg needs no intent before it: there is nothing to be half done.
@@ -258,7 +282,7 @@ impl Operation {
             self.reserve(version).await?;
         }
         {
-            let now: Vec<BackendName> = legs.iter().map(|leg| leg.name().clone()).collect();
+            let now: SmallVec<[BackendName; 2]> = legs.iter().map(|leg| leg.name().clone()).collect();
             let mut ledger = self.plane.ledger();
             // The same operation under other keys, at the same time.
             if ledger.version_of(self.write.operation).is_some() {
@@ -284,7 +308,8 @@ impl Operation {
             hold.untouched = false;
             ends.extend(self.run_legs(legs, &write, until, &rule).await);
         } else if write_first {
-            let (durable, done) = tokio::join!(self.make_durable(&intent), self.run_legs(legs, &write, until, &rule));
+            let both = futures::future::join(self.make_durable(&intent), self.run_legs(legs, &write, until, &rule));
+            let (durable, done) = Box::pin(both).await;
             ends.extend(done);
             // In every backend is better than in the journal; in some of them is not.
             if durable.is_err()
@@ -296,7 +321,7 @@ impl Operation {
                     return Err(Refusal::Unknown { operation: self.write.operation });
                 }
                 self.settle(version, ends);
-                self.roll_back(version, &cause, &failure, false).await?;
+                Box::pin(self.roll_back(version, &cause, &failure, false)).await?;
                 return Err(Refusal::Unknown { operation: self.write.operation });
             }
         } else {
@@ -378,7 +403,7 @@ impl Operation {
             }
             Verdict::RollBack { cause, failure } => {
                 let durable = *rule != WriteRule::Memory;
-                self.roll_back(version, &cause, &failure, durable).await?;
+                Box::pin(self.roll_back(version, &cause, &failure, durable)).await?;
                 Err(give_up(cause, failure))
             }
             Verdict::Park { cause, failure } => {
@@ -435,22 +460,6 @@ impl Operation {
 /// Where the mode may queue, nothing is tried again in front of the caller: the drain does it.
 fn tries(rule: &WriteRule) -> Tries {
     if *rule == WriteRule::Through { Tries::Several } else { Tries::One }
-}
-
-/// What restores each key to what was read.
-///
-/// # Errors
-/// When the backend did not answer for every key.
-fn way_back(keys: &[Key], images: Vec<Option<Stored>>) -> Result<Arc<[Change]>, BackendError> {
-    if images.len() != keys.len() {
-        let message = format!("it was asked for {} keys and answered for {}", keys.len(), images.len());
-        return Err(BackendError::transient(message));
-    }
-    let restore = |(key, image): (&Key, Option<Stored>)| match image.and_then(|stored| stored.record) {
-        Some(record) => Change::Put(record),
-        None => Change::Delete { key: key.clone() },
-    };
-    Ok(keys.iter().zip(images).map(restore).collect())
 }
 
 fn done_records(version: Version, ends: &[(BackendName, LegEnd)]) -> Vec<JournalRecord> {

@@ -33,7 +33,7 @@ pub use branch::{Branch, ChildStatus, Escalation, StopReport};
 pub use policy::{Decision, RestartConfig, RestartPolicy, Strategy};
 pub use slot::{CallError, Slot};
 pub use spec::{ChildSpec, DEFAULT_STOP_TIMEOUT};
-pub use tasks::OperationTasks;
+pub use tasks::{OperationTasks, Started};
 pub use tree::{OnEscalation, Tree};
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! The work of single operations, which no actor may wait for.
 
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -22,6 +24,16 @@ pub struct OperationTasks {
     panics: Arc<AtomicU64>,
 }
 
+/// How far work has come without waiting.
+pub enum Started<T> {
+    /// To its end.
+    Done(T),
+    /// It waits for something: the rest is to be [spawned](OperationTasks::spawn).
+    Waits(Pin<Box<dyn Future<Output = T> + Send>>),
+    /// To a panic, which is counted.
+    Panicked,
+}
+
 impl OperationTasks {
     /// No tasks yet.
     #[must_use]
@@ -29,23 +41,44 @@ impl OperationTasks {
         Self::default()
     }
 
+    /// Does work in place, as far as it goes without waiting; much of it ends there, and needs no task. What waits is
+    /// not left to whoever started it: a caller that stops to poll would keep the locks and places that it holds.
+    pub fn start<T>(&self, work: impl Future<Output = T> + Send + 'static) -> Started<T> {
+        let _running = self.tracker.token();
+        let mut work = Box::pin(work);
+        // Whoever goes on with it polls it first, and so makes itself known.
+        let poll = || work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        match catch_unwind(AssertUnwindSafe(poll)) {
+            Ok(Poll::Ready(done)) => Started::Done(done),
+            Ok(Poll::Pending) => Started::Waits(work),
+            Err(_) => {
+                self.count_panic();
+                Started::Panicked
+            }
+        }
+    }
+
     /// Starts a task. A panic in it ends it alone, and is counted.
     ///
     /// Tasks are taken until [`close_and_wait`](Self::close_and_wait) runs out of time, for a task may need
     /// others to finish; after that they are dropped unpolled.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let (cancel, panics) = (self.cancel.clone(), Arc::clone(&self.panics));
+        let tasks = self.clone();
         self.tracker.spawn(async move {
             let work = AssertUnwindSafe(work).catch_unwind();
             tokio::select! {
                 biased;
-                () = cancel.cancelled() => {}
+                () = tasks.cancel.cancelled() => {}
                 done = work => if done.is_err() {
-                    panics.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!("a task of an operation panicked");
+                    tasks.count_panic();
                 },
             }
         });
+    }
+
+    fn count_panic(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+        tracing::error!("a task of an operation panicked");
     }
 
     /// How many tasks run now.

@@ -126,7 +126,7 @@ fn intent(n: u64) -> JournalRecord {
         version: Version(n),
         operation: OperationId::from(u128::from(n)),
         priority: Priority::Normal,
-        changes: [Change::Put(Record::new(key).with("text", text))].into(),
+        changes: [Change::put(Record::new(key).with("text", text))].into(),
         owes: vec!["graph".into()],
         undo: Vec::new(),
     }))

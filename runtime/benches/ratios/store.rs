@@ -78,7 +78,7 @@ async fn write_directly(backends: Arc<[Arc<Remote>; 2]>, records: Vec<Record>, r
             operation: OperationId::generate(),
             version: Version(n as u64 + 1),
             fence: Fence::Write,
-            changes: [Change::Put(record)].into(),
+            changes: [Change::put(record)].into(),
         };
         let written = join(graph.apply(&write), vector.apply(&write)).await;
         assert!(written.0.is_ok() && written.1.is_ok());

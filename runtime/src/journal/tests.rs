@@ -82,7 +82,7 @@ fn intent(version: u64, bytes: usize) -> JournalRecord {
         version: Version(version),
         operation: operation(version),
         priority: Priority::Normal,
-        changes: Arc::from([Change::Put(record)]),
+        changes: Arc::from([Change::put(record)]),
         owes: vec![name("graph"), name("vector")],
         undo: Vec::new(),
     }))

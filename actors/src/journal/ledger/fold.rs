@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::{Bar, Decision, Entry, Ledger, Leg, LegState};
 use crate::backend::BackendName;
 use crate::journal::{Ending, Intent, JournalRecord};
@@ -18,7 +20,7 @@ impl Ledger {
             other => other.version().unwrap_or_default(),
         });
         match record {
-            JournalRecord::Intent(intent) => self.insert(Arc::clone(intent), true, false),
+            JournalRecord::Intent(intent) => self.insert(Arc::clone(intent), true, None),
             JournalRecord::Done { version, backend } => self.set(*version, backend, LegState::Done),
             JournalRecord::Undone { version, backend } => {
                 // Nothing is taken back without a decision, though that may not have been written down.
@@ -66,10 +68,7 @@ impl Ledger {
     /// Adds an accepted write that a saga works on: the legs in `now` are in flight, the others owed.
     pub fn begin(&mut self, intent: &Arc<Intent>, now: &[BackendName], durable: bool) {
         self.highest = self.highest.max(intent.version);
-        self.insert(Arc::clone(intent), durable, true);
-        for backend in now {
-            self.set(intent.version, backend, LegState::InFlight);
-        }
+        self.insert(Arc::clone(intent), durable, Some(now));
     }
 
     /// An entry that was begun and touched nothing is over, though the disk may have its intent. It stays until its end
@@ -226,8 +225,9 @@ impl Ledger {
         Some(record)
     }
 
-    fn insert(&mut self, intent: Arc<Intent>, durable: bool, held: bool) {
-        let version = intent.version;
+    /// Adds an entry. A saga that holds it says which legs are in flight.
+    fn insert(&mut self, intent: Arc<Intent>, durable: bool, in_flight: Option<&[BackendName]>) {
+        let (version, held) = (intent.version, in_flight.is_some());
         // Written down anew: the records that follow say the rest again.
         self.remove(version);
         let bytes = intent.weight();
@@ -235,17 +235,20 @@ impl Ledger {
         self.operations.insert(intent.operation, version);
         // What became of an earlier try says nothing about this one.
         self.finished.remove(&intent.operation);
+        let mut alone = true;
         for change in &*intent.changes {
             let chain = self.chains.entry(change.key().clone()).or_default();
             let place = chain.partition_point(|other| *other < version);
             chain.insert(place, version);
+            alone &= chain.len() == 1;
         }
-        let legs: Vec<Leg> = intent
+        let is_in_flight = |backend| in_flight.is_some_and(|in_flight| in_flight.contains(backend));
+        let legs: SmallVec<[Leg; 2]> = intent
             .owes
             .iter()
             .map(|backend| Leg {
                 backend: backend.clone(),
-                state: LegState::Owed,
+                state: if is_in_flight(backend) { LegState::InFlight } else { LegState::Owed },
                 // Read back after a crash: whoever registered how to take it back was about to do it.
                 attempted: !held && intent.undo.iter().any(|(name, _)| name == backend),
                 died: false,
@@ -255,9 +258,12 @@ impl Ledger {
             })
             .collect();
         for backend in &intent.owes {
-            self.lanes.entry(backend.clone()).or_default().owed += 1;
+            match self.lanes.get_mut(backend) {
+                Some(lane) => lane.owed += 1,
+                None => self.lanes.entry(backend.clone()).or_default().owed = 1,
+            }
         }
-        let (intent, backends) = (Arc::clone(&intent), intent.owes.clone());
+        let kept = Arc::clone(&intent);
         let entry = Entry {
             intent,
             legs,
@@ -271,8 +277,12 @@ impl Ledger {
             doomed: false,
             bytes,
         };
-        self.entries.insert(version, entry);
-        for backend in &backends {
+        self.entries.insert(version, Box::new(entry));
+        if held && alone {
+            // Nobody is to work on it, and it is in nobody's way.
+            return;
+        }
+        for backend in &kept.owes {
             self.refresh(version, backend);
             // After a record that is written down anew, there may be later ones already.
             self.refresh_followers(version, backend, true);

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Bar, Entry, Ledger, Leg, LegState};
+use super::{Bar, Ledger, Leg, LegState};
 use crate::backend::BackendName;
 use crate::journal::{Intent, JournalRecord};
 use crate::operation::{Change, OperationId, Priority, Version};
@@ -265,7 +265,7 @@ impl Ledger {
 
     /// The same for all legs of an entry.
     pub(super) fn refresh_all(&mut self, version: Version) {
-        let legs = self.entries.get(&version).map(Entry::states).unwrap_or_default();
+        let legs = self.entries.get(&version).map(|entry| entry.states()).unwrap_or_default();
         legs.iter().for_each(|(backend, _)| self.refresh(version, backend));
     }
 

@@ -376,7 +376,7 @@ impl Pair {
         self.next += 1;
         let change = |(key, kind): (&usize, &u8)| match kind {
             0 => Change::Delete { key: KEYS[*key].into() },
-            1 => Change::Put(Record::new(KEYS[*key]).with("p", version.0)),
+            1 => Change::put(Record::new(KEYS[*key]).with("p", version.0)),
             kind => {
                 let name = if *kind == 2 { "x" } else { "y" };
                 Change::Merge { key: KEYS[*key].into(), properties: Properties::new().with(name, version.0) }
@@ -386,7 +386,7 @@ impl Pair {
         let tried: Vec<usize> = (0..2).filter(|backend| tries[*backend] && !behind(*backend)).collect();
         let way_back = |backend: usize| -> Arc<[Change]> {
             let restore = |key: &Key| match self.model.stores[backend].get(key).and_then(|held| held.record.clone()) {
-                Some(record) => Change::Put(record),
+                Some(record) => Change::put(record),
                 None => Change::Delete { key: key.clone() },
             };
             keys.iter().map(restore).collect()

@@ -1,30 +1,39 @@
 //! The legs of one write: its calls to the backends, side by side, native transactions last.
 
-use std::sync::Arc;
-
-use futures::future::join_all;
+use futures::FutureExt;
+use futures::future::{join_all, ready};
 use tokio::time::Instant;
 
-use super::{Leg, Operation, tries};
-use crate::backend::{Applied, Backend, BackendError, BackendName, FencedWrite, Happened, Transaction};
+use super::{Ends, Leg, Legs, Operation, tries};
+use crate::backend::{Applied, BackendError, FencedWrite, Happened, Transaction};
 use crate::fallback::WriteRule;
-use crate::plane::{FailedCall, Store, Tries, check_fence};
+use crate::plane::{Called, FailedCall, Store, Tries, call_all, check_fence, fenced};
 use crate::saga::{Failure, LegEnd};
 
 impl Operation {
     /// Runs the legs side by side; native transactions are committed when the other legs are done.
-    pub(super) async fn run_legs(
-        &self,
-        legs: Vec<Leg>,
-        write: &FencedWrite,
-        until: Instant,
-        rule: &WriteRule,
-    ) -> Vec<(BackendName, LegEnd)> {
+    pub(super) async fn run_legs(&self, legs: Legs, write: &FencedWrite, until: Instant, rule: &WriteRule) -> Ends {
+        if legs.iter().any(|leg| leg.permit.store().is_native()) {
+            return Box::pin(self.run_native_legs(legs, write, until, rule)).await;
+        }
+        self.run_plain_legs(legs, write, until, rule).await
+    }
+
+    async fn run_plain_legs(&self, mut legs: Legs, write: &FencedWrite, until: Instant, rule: &WriteRule) -> Ends {
+        let (permits, now) = (legs.iter_mut().map(|leg| &mut leg.permit), Instant::now());
+        let called = call_all(permits, now, until, tries(rule), true, |backend| backend.apply(write)).await;
+        let end = |(leg, called): (&Leg, Called<Applied>)| {
+            let applied = called.and_then(|applied| fenced(applied, write, true, &self.plane.versions));
+            (leg.name().clone(), self.end_of(leg.permit.store(), applied))
+        };
+        legs.iter().zip(called).map(end).collect()
+    }
+
+    async fn run_native_legs(&self, legs: Legs, write: &FencedWrite, until: Instant, rule: &WriteRule) -> Ends {
         let tries = tries(rule);
-        let (native, plain): (Vec<Leg>, Vec<Leg>) = legs.into_iter().partition(|leg| leg.permit.store().is_native());
+        let (native, plain): (Legs, Legs) = legs.into_iter().partition(|leg| leg.permit.store().is_native());
         let begun = join_all(native.into_iter().map(|leg| self.begin_native(leg, write, until, tries)));
-        let done = join_all(plain.into_iter().map(|leg| self.run_leg(leg, write, until, tries)));
-        let (begun, mut ends) = tokio::join!(begun, done);
+        let (begun, mut ends) = tokio::join!(begun, self.run_plain_legs(plain, write, until, rule));
         let mut open = Vec::with_capacity(begun.len());
         for (leg, transaction) in begun {
             match transaction {
@@ -54,13 +63,11 @@ impl Operation {
         until: Instant,
         tries: Tries,
     ) -> (Leg, Result<Box<dyn Transaction>, Failure>) {
-        let begin = |backend: Arc<dyn Backend>| async move {
-            match backend.transactions() {
-                Some(transactions) => transactions.begin(write).await,
-                None => Err(BackendError::transient("no transactions")),
-            }
-        };
-        let begun = leg.permit.call(until, tries, begin).await.map_err(|failed| {
+        let begun = leg.permit.call(until, tries, |backend| match backend.transactions() {
+            Some(transactions) => transactions.begin(write),
+            None => ready(Err(BackendError::transient("no transactions"))).boxed(),
+        });
+        let begun = begun.await.map_err(|failed| {
             self.hear(leg.permit.store(), &failed);
             // It was never committed.
             Failure { happened: Happened::No, ..Failure::from(&failed) }
@@ -85,12 +92,6 @@ impl Operation {
     async fn roll_back_native(&self, mut leg: Leg, open: Box<dyn Transaction>) {
         let until = Instant::now() + self.config.rollback_timeout;
         let _ = leg.permit.call_once(until, |_| open.rollback()).await;
-    }
-
-    /// Applies the write to one backend.
-    async fn run_leg(&self, mut leg: Leg, write: &FencedWrite, until: Instant, tries: Tries) -> (BackendName, LegEnd) {
-        let applied = leg.permit.apply(until, tries, write, true, &self.plane.versions).await;
-        (leg.name().clone(), self.end_of(leg.permit.store(), applied))
     }
 
     fn end_of(&self, store: &Store, result: Result<Applied, FailedCall>) -> LegEnd {

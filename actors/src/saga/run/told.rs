@@ -17,7 +17,7 @@ impl Operation {
         for change in &*self.changes {
             let key = change.key();
             let known = match change {
-                Change::Put(record) => Some(Some(Arc::new(record.clone()))),
+                Change::Put(record) => Some(Some(Arc::clone(record))),
                 Change::Delete { .. } => Some(None),
                 // Writes of a key come one after another, so what the cache holds is what this was merged into.
                 Change::Merge { .. } => {
@@ -49,7 +49,7 @@ impl Operation {
             };
             let until = Instant::now() + self.config.timeout;
             self.plane.tasks.spawn(async move {
-                let _ = permit.call_once(until, |backend| async move { backend.apply(&write).await }).await;
+                let _ = permit.call_once(until, |backend| backend.apply(&write)).await;
             });
         }
     }

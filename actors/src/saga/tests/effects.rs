@@ -194,13 +194,15 @@ async fn a_commit_whose_reply_is_lost_is_undone_with_the_rest() {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_store_is_an_unknown_outcome_and_nothing_stays_behind() {
-    let rig = Rig::two().await;
-    rig.store("graph").script([Act::Panic, Act::Panic, Act::Panic, Act::Panic]);
-    let refusal = rig.put("a", 1).await.expect_err("is refused");
-    assert!(matches!(refusal, Refusal::RolledBack { .. }), "{refusal:?}");
-    assert!(rig.plane.ledger().is_empty());
-    rig.put("a", 2).await.expect("the key is free");
-    assert_eq!(rig.store("graph").n("a"), Some(2));
+    for panic in [Act::Panic, Act::SlowlyPanic(SECOND)] {
+        let rig = Rig::two().await;
+        rig.store("graph").script(std::array::from_fn::<_, 4, _>(|_| panic.clone()));
+        let refusal = rig.put("a", 1).await.expect_err("is refused");
+        assert!(matches!(refusal, Refusal::RolledBack { .. }), "{refusal:?}");
+        assert!(rig.plane.ledger().is_empty());
+        rig.put("a", 2).await.expect("the key is free");
+        assert_eq!(rig.store("graph").n("a"), Some(2));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ fn faulty() -> (FaultyBackend<GraphBackend>, Faults) {
 }
 
 fn put(version: u64) -> FencedWrite {
-    let changes = Arc::new([Change::Put(Record::new("k").with("n", version))]);
+    let changes = Arc::new([Change::put(Record::new("k").with("n", version))]);
     FencedWrite { operation: OperationId::generate(), version: Version(version), fence: Fence::Write, changes }
 }
 

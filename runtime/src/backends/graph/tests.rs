@@ -27,7 +27,7 @@ fn keys(hits: &[Hit]) -> Vec<&str> {
 }
 
 fn record(key: &str, to: &[(&str, &str)]) -> Change {
-    Change::Put(to.iter().fold(Record::new(key), |record, (kind, to)| record.with_relation(*kind, *to)))
+    Change::put(to.iter().fold(Record::new(key), |record, (kind, to)| record.with_relation(*kind, *to)))
 }
 
 #[tokio::test(start_paused = true)]
@@ -72,7 +72,7 @@ async fn relations_of_replaced_and_deleted_records_are_followed_no_more() {
 #[tokio::test(start_paused = true)]
 async fn an_exact_match_asks_for_every_property() {
     let puts = [("b", 1, "u"), ("a", 1, "u"), ("c", 1, "v"), ("d", 2, "u")];
-    let store = store(puts.map(|(key, n, s)| Change::Put(Record::new(key).with("n", n).with("s", s)))).await;
+    let store = store(puts.map(|(key, n, s)| Change::put(Record::new(key).with("n", n).with("s", s)))).await;
     let filter = Properties::new().with("n", 1).with("s", "u");
     assert_eq!(keys(&store.find(&filter, 9).await.expect("finds")), ["a", "b"]);
     assert_eq!(keys(&store.find(&filter, 1).await.expect("finds")), ["a"]);
@@ -125,7 +125,7 @@ proptest! {
             let name = |n: u8| format!("k{n}");
             let puts = (0..8_u8).filter(|n| live[usize::from(*n)]).map(|n| {
                 let own = edges.iter().filter(|(a, ..)| *a == n);
-                Change::Put(own.fold(Record::new(name(n)), |record, (_, kind, b)| record.with_relation(name(*kind), name(*b))))
+                Change::put(own.fold(Record::new(name(n)), |record, (_, kind, b)| record.with_relation(name(*kind), name(*b))))
             });
             let traversal = Traversal::from(name(from)).depth(depth).direction(direction);
             let traversal = kinds.iter().fold(traversal, |traversal, kind| traversal.along(name(*kind)));

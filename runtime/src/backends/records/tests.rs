@@ -18,7 +18,7 @@ fn write(version: u64, fence: Fence, changes: impl Into<Arc<[Change]>>) -> Fence
 }
 
 fn put(version: u64, record: Record) -> FencedWrite {
-    write(version, Fence::Write, [Change::Put(record)])
+    write(version, Fence::Write, [Change::put(record)])
 }
 
 fn delete(version: u64, key: &str) -> FencedWrite {
@@ -75,7 +75,7 @@ fn any_change(key: usize) -> impl Strategy<Value = Change> {
         4 => (0..100_i64, any::<f64>(), 0..3_usize, prop_oneof![9 => 0..20_usize, 1 => 5_000..20_000_usize]).prop_map(
             move |(x, y, to, long)| {
                 let record = Record::new(key).with("x", x).with("y", y).with("text", "ü".repeat(long));
-                Change::Put(record.with_relation("to", KEYS[to]).with_embedding([x as f32, 1.0, 2.0]))
+                Change::put(record.with_relation("to", KEYS[to]).with_embedding([x as f32, 1.0, 2.0]))
             }
         ),
         2 => any::<u64>().prop_map(move |x| Change::Merge {
@@ -221,7 +221,7 @@ async fn an_older_replay_never_undoes_a_delete() {
 async fn a_compensation_that_comes_first_keeps_its_write_from_landing_later() {
     let store = VectorBackend::in_memory(VectorConfig::default());
     store.apply(&put(1, Record::new("k").with("x", 1))).await.expect("applies");
-    let undo = write(2, Fence::Compensation, [Change::Put(Record::new("k").with("x", 1))]);
+    let undo = write(2, Fence::Compensation, [Change::put(Record::new("k").with("x", 1))]);
     store.apply(&undo).await.expect("applies");
     let late = store.apply(&put(2, Record::new("k").with("x", 2))).await.expect("applies");
     assert_eq!(late.superseded_by, Some(Version(2)));
@@ -240,7 +240,7 @@ async fn a_batch_with_one_bad_change_changes_nothing() {
     let on_disk = VectorBackend::open_blocking(dir.path(), VectorConfig::default()).expect("opens");
     for store in [VectorBackend::in_memory(VectorConfig::default()), on_disk] {
         let records = [Record::new("a").with_embedding([1.0, 2.0]), Record::new("b").with_embedding([1.0])];
-        let batch = write(1, Fence::Write, records.map(Change::Put));
+        let batch = write(1, Fence::Write, records.map(Change::put));
         let error = store.apply(&batch).await.expect_err("the dimensions differ");
         assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::Permanent, Some("wrong_dimension")));
         assert_eq!(get(&store, "a").await, None);
@@ -526,7 +526,7 @@ fn be_the_child(dir: &Path) {
         for n in store.newest_version().await.expect("tells").0 + 1.. {
             let record =
                 Record::new(format!("k{}", n % 7)).with("n", n).with("text", "z".repeat(n as usize % 5 * 3_000));
-            let change = if n % 5 == 4 { Change::Delete { key: record.key } } else { Change::Put(record) };
+            let change = if n % 5 == 4 { Change::Delete { key: record.key } } else { Change::put(record) };
             store.apply(&write(n, Fence::Write, [change])).await.expect("applies");
             println!("\nacked {n}");
         }

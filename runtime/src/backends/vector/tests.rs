@@ -18,7 +18,7 @@ async fn apply(store: &VectorBackend, version: u64, change: Change) -> Result<()
 }
 
 async fn put(store: &VectorBackend, version: u64, record: Record) -> Result<(), BackendError> {
-    apply(store, version, Change::Put(record)).await
+    apply(store, version, Change::put(record)).await
 }
 
 fn keys(hits: &[Hit]) -> Vec<&str> {

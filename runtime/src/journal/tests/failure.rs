@@ -133,7 +133,7 @@ fn what_could_not_be_read_back_is_refused_at_the_door() {
     }
     let JournalRecord::Intent(deep) = intent(1, 1) else { unreachable!() };
     let record = Record::new("deep").with("nested", value);
-    let deep = Intent { changes: Arc::from([Change::Put(record)]), ..(*deep).clone() };
+    let deep = Intent { changes: Arc::from([Change::put(record)]), ..(*deep).clone() };
     assert!(append(&journal, vec![JournalRecord::Intent(Arc::new(deep))]).is_err());
     append(&journal, vec![intent(2, 1)]).unwrap();
     close(journal);

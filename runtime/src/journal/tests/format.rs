@@ -32,12 +32,12 @@ fn every_variant() -> Vec<JournalRecord> {
             operation: operation(7),
             priority: Priority::High,
             changes: Arc::from([
-                Change::Put(record.clone()),
+                Change::put(record.clone()),
                 Change::Merge { key: Key::new("merge"), properties },
                 Change::Delete { key: Key::new("delete") },
             ]),
             owes: vec![name("graph"), name("vector")],
-            undo: vec![(name("graph"), Arc::from([Change::Put(record), Change::Delete { key: Key::new("merge") }]))],
+            undo: vec![(name("graph"), Arc::from([Change::put(record), Change::Delete { key: Key::new("merge") }]))],
         })),
         JournalRecord::Done { version, backend: backend.clone() },
         JournalRecord::Decided { version, cause: name("vector"), reason: "no room".into(), ending: Ending::RolledBack },
@@ -146,7 +146,7 @@ proptest! {
 
     #[test]
     fn properties_come_back_as_they_were(value in json_value()) {
-        let change = Change::Put(Record::new("key").with("value", value));
+        let change = Change::put(Record::new("key").with("value", value));
         let JournalRecord::Intent(template) = intent(1, 0) else { unreachable!() };
         let record = JournalRecord::Intent(Arc::new(Intent { changes: Arc::from([change]), ..(*template).clone() }));
         let envelope = codec::envelope(3, &Encoded::of(&record).unwrap().bytes);

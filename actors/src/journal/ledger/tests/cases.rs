@@ -10,7 +10,7 @@ use crate::record::Record;
 
 /// A write of `a` that both backends owe, and can take back.
 fn owed_by_both(version: u64) -> Arc<Intent> {
-    let changes: Arc<[Change]> = Arc::from([Change::Put(Record::new("a"))]);
+    let changes: Arc<[Change]> = Arc::from([Change::put(Record::new("a"))]);
     let back: Arc<[Change]> = Arc::from([Change::Delete { key: "a".into() }]);
     Arc::new(Intent {
         version: Version(version),
