@@ -19,6 +19,7 @@
 
 mod nursery;
 pub mod proxy;
+pub mod qdrant;
 pub mod redis;
 
 use std::fs;

@@ -4,4 +4,5 @@
 mod servers;
 
 mod handle;
+mod qdrant;
 mod redis_cache;

@@ -12,10 +12,14 @@ use crate::config::BackendConfig;
 /// # Errors
 /// When the settings cannot be those of a store.
 #[cfg_attr(
-    not(feature = "redis"),
+    not(any(feature = "qdrant", feature = "redis")),
     expect(unused_variables, clippy::unnecessary_wraps, reason = "every kind of store is behind a feature")
 )]
 pub(crate) fn open(name: &BackendName, config: &BackendConfig) -> Result<Option<Arc<dyn Backend>>, BackendError> {
+    #[cfg(feature = "qdrant")]
+    if let Some(settings) = &config.qdrant {
+        return Ok(Some(Arc::new(super::QdrantBackend::new(name.clone(), settings)?)));
+    }
     #[cfg(feature = "redis")]
     if let Some(settings) = &config.redis_cache {
         return Ok(Some(Arc::new(super::RedisCacheBackend::new(name.clone(), settings)?)));

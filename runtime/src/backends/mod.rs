@@ -1,17 +1,20 @@
-//! The backends that come with Seawall: two embedded stores that survive, and a wrapper that makes any backend fail.
+//! The backends that come with Seawall: embedded stores, servers, and a wrapper that makes any backend fail.
 //!
 //! | backend | answers | use |
 //! |---|---|---|
 //! | [`GraphBackend`] | reads, traversals, exact matches | a graph store without a server |
 //! | [`VectorBackend`] | reads, nearest-neighbour searches, exact matches | a vector store without a server |
+//! | `QdrantBackend` (feature `qdrant`) | reads, nearest-neighbour searches, exact matches | a Qdrant server |
 //! | [`FaultyBackend`] | what the backend in it answers, unless told to fail | tests and drills |
 //!
-//! Both stores keep every record whole, in memory as well as on disk: they are for as many records as fit in
+//! Both embedded stores keep every record whole, in memory as well as on disk: they are for as many records as fit in
 //! memory, and answer no read from the disk. Each needs a directory of its own.
 
 pub(crate) mod configured;
 mod fault;
 mod graph;
+#[cfg(feature = "qdrant")]
+mod qdrant;
 mod records;
 #[cfg(feature = "redis")]
 mod redis_cache;
@@ -19,6 +22,8 @@ mod vector;
 
 pub use fault::{Accepted, Calls, Counts, Fault, FaultPlan, Faults, FaultyBackend, Op, Ops};
 pub use graph::{GraphBackend, GraphConfig};
+#[cfg(feature = "qdrant")]
+pub use qdrant::{QdrantBackend, QdrantConfig};
 #[cfg(feature = "redis")]
 pub use redis_cache::{CacheStore, RedisCacheBackend, RedisCacheConfig};
 pub use vector::{Metric, VectorBackend, VectorConfig};

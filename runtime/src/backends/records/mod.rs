@@ -24,6 +24,8 @@ mod tests;
 mod writer;
 
 pub(super) use table::{Index, Table, matches};
+#[cfg(feature = "qdrant")]
+pub(super) use table::{admit_nesting, after};
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};

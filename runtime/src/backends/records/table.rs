@@ -152,7 +152,7 @@ impl<I: Index> Plan<'_, I> {
             }
             let after = after(change, held);
             if let Some(record) = &after {
-                admit_nesting(record)?;
+                admit_nesting(record, MAX_NESTING)?;
                 I::admit(&mut draft, record)?;
             }
             let after = Stored { version: write.version, record: after };
@@ -177,7 +177,7 @@ impl<I: Index> Plan<'_, I> {
     }
 }
 
-fn after(change: &Change, held: Option<&Stored>) -> Option<Record> {
+pub(in crate::backends) fn after(change: &Change, held: Option<&Stored>) -> Option<Record> {
     let before = match change {
         Change::Merge { .. } => held.and_then(|stored| stored.record.clone()),
         Change::Put(_) | Change::Delete { .. } => None,
@@ -190,11 +190,11 @@ pub(in crate::backends) fn matches(record: &Record, filter: &Properties) -> bool
     filter.iter().all(|(name, value)| record.properties.get(name) == Some(value))
 }
 
-fn admit_nesting(record: &Record) -> Result<(), BackendError> {
-    if record.properties.iter().all(|(_, value)| nests_at_most(value, MAX_NESTING)) {
+pub(in crate::backends) fn admit_nesting(record: &Record, most: usize) -> Result<(), BackendError> {
+    if record.properties.iter().all(|(_, value)| nests_at_most(value, most)) {
         return Ok(());
     }
-    let message = format!("a property nests deeper than {MAX_NESTING} lists and objects");
+    let message = format!("a property nests deeper than {most} lists and objects");
     Err(BackendError::permanent(message).with_code("too_deep"))
 }
 

@@ -122,7 +122,7 @@ impl Index for VectorIndex {
 }
 
 /// Whether an embedding can be stored here or compared with what is.
-pub(super) fn check_embedding(embedding: &Embedding, expected: Option<usize>) -> Result<(), BackendError> {
+pub(in crate::backends) fn check_embedding(embedding: &Embedding, expected: Option<usize>) -> Result<(), BackendError> {
     let dimension = embedding.dimension();
     if dimension == 0 || expected.is_some_and(|expected| dimension != expected) {
         let expected = expected.map_or("at least 1".to_owned(), |expected| expected.to_string());

@@ -18,7 +18,8 @@ use seawall_actors::operation::{Hit, Near, Search, Version};
 use seawall_actors::record::{Embedding, Key, Properties};
 use serde::{Deserialize, Serialize};
 
-use self::matrix::{VectorIndex, check_embedding};
+use self::matrix::VectorIndex;
+pub(super) use self::matrix::check_embedding;
 use super::records::{RecordStore, Table, matches};
 use super::{StoreOpenError, open_blocking};
 use crate::guard::GuardOptions;
