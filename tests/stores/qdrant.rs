@@ -43,7 +43,7 @@ fn write(version: u64, fence: Fence, changes: impl Into<Arc<[Change]>>) -> Fence
 }
 
 async fn put(backend: &QdrantBackend, version: u64, record: Record) -> Result<Applied, BackendError> {
-    backend.apply(&write(version, Fence::Write, [Change::Put(record)])).await
+    backend.apply(&write(version, Fence::Write, [Change::put(record)])).await
 }
 
 async fn delete(backend: &QdrantBackend, version: u64, key: &str) -> Result<Applied, BackendError> {
@@ -94,7 +94,7 @@ impl Subject for Collections {
     }
 
     fn rejected(&self) -> Option<Change> {
-        Some(Change::Put(Record::new("rejected").with_embedding(vec![1.0; DIMENSION + 1])))
+        Some(Change::put(Record::new("rejected").with_embedding(vec![1.0; DIMENSION + 1])))
     }
 
     fn reads_at_one_instant(&self) -> bool {
@@ -317,8 +317,8 @@ async fn a_write_that_lands_after_its_compensation_changes_nothing() {
     let store = on(server.port());
     put(&store, 1, at("a", [1.0, 0.0, 0.0])).await.expect("is stored");
     let before = read(&store, "a").await;
-    let late: [Change; 2] = [Change::Put(at("a", [0.0, 1.0, 0.0])), Change::Put(Record::new("new"))];
-    let taken_back: [Change; 2] = [Change::Put(at("a", [1.0, 0.0, 0.0])), Change::Delete { key: "new".into() }];
+    let late: [Change; 2] = [Change::put(at("a", [0.0, 1.0, 0.0])), Change::put(Record::new("new"))];
+    let taken_back: [Change; 2] = [Change::put(at("a", [1.0, 0.0, 0.0])), Change::Delete { key: "new".into() }];
     for _ in 0..2 {
         // And again: it is idempotent.
         let applied = store.apply(&write(2, Fence::Compensation, taken_back.clone())).await.expect("is taken back");
@@ -342,7 +342,7 @@ async fn searches_find_what_lies_near_and_has_the_properties_and_nothing_else() 
         at("between", [1.0, 1.0, 0.0]).with("colour", json!(["red", "blue"])).with("n", json!(null)),
         Record::new("nowhere").with("colour", "red").with("odd \"name\".[]", odd.clone()),
     ];
-    let changes: Vec<Change> = records.into_iter().map(Change::Put).collect();
+    let changes: Vec<Change> = records.into_iter().map(Change::put).collect();
     store.apply(&write(1, Fence::Write, changes)).await.expect("is stored");
     put(&store, 2, at("gone", [1.0, 0.1, 0.0]).with("colour", "red")).await.expect("is stored");
     delete(&store, 3, "gone").await.expect("is deleted");

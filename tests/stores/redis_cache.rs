@@ -244,7 +244,7 @@ async fn a_redis_that_is_full_is_read_only() {
     assert_eq!(cache.store(record(1), Version(1)).await, CacheStore::Stored);
     assert_eq!(cache.store(Record::new("other"), Version(2)).await, CacheStore::Stored);
     assert_eq!(server.say("CONFIG SET maxmemory 1000").await, "+OK");
-    let changes = [Change::Put(record(3))].into();
+    let changes = [Change::put(record(3))].into();
     let write = FencedWrite { operation: OperationId::generate(), version: Version(3), fence: Fence::Write, changes };
     let error = cache.apply(&write).await.expect_err("there is no room");
     assert_eq!(error.kind, ErrorKind::ReadOnly, "{error}");
@@ -262,7 +262,7 @@ async fn what_others_have_put_under_a_key_is_left_alone_and_nothing_of_the_batch
     let Some(server) = RedisServer::start(Redis::default()).await else { return };
     let cache = cache(&at(server.port()));
     assert_eq!(server.say("RPUSH seawall:cache:record:theirs 1").await, ":1");
-    let changes = [Change::Put(record(1)), Change::Put(Record::new("theirs")), Change::Put(Record::new("z"))].into();
+    let changes = [Change::put(record(1)), Change::put(Record::new("theirs")), Change::put(Record::new("z"))].into();
     let write = FencedWrite { operation: OperationId::generate(), version: Version(1), fence: Fence::Write, changes };
     let error = cache.apply(&write).await.expect_err("that is no record");
     assert_eq!(error.kind, ErrorKind::Permanent, "{error}");

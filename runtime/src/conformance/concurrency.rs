@@ -45,7 +45,7 @@ pub(super) async fn cancellation(subject: &dyn Subject) -> Checked {
     ground.put(1, &anchor).await?;
     let keys: [Key; 2] = ["a".into(), "b".into()];
     for (polls, n) in (0..POLLS).zip(10..) {
-        let batch = write(n, [Change::Put(record("a", n)), Change::Put(record("b", n))]);
+        let batch = write(n, [Change::put(record("a", n)), Change::put(record("b", n))]);
         let ended = polled(ground.backend.apply(&batch), polls).await.is_some();
         // Calls that came to nothing have to be in nobody's way.
         let _ = polled(ground.backend.read(std::slice::from_ref(&anchor.key)), polls).await;
@@ -83,7 +83,7 @@ pub(super) async fn writers(subject: &dyn Subject) -> Checked {
                 let turn = if writer % 2 == 1 { n } else { WRITES - 1 - n };
                 let version = version_of(writer, turn);
                 let changes =
-                    [Change::Put(record("one", version)), Change::Put(record(&format!("own {writer}"), turn))];
+                    [Change::put(record("one", version)), Change::put(record(&format!("own {writer}"), turn))];
                 retried(Arc::clone(&backend), version, changes.into()).await?;
             }
             Ok(())
@@ -125,7 +125,7 @@ async fn finish(mut tasks: JoinSet<Checked>) -> Checked {
 pub(super) async fn batches(subject: &dyn Subject) -> Checked {
     let ground = Ground::open(subject).await?;
     let keys: Vec<Key> = (0..5).map(|n| Key::from(format!("k{n}"))).collect();
-    let at = |n: u64| keys.iter().map(|key| Change::Put(Record::new(key.clone()).with("n", n))).collect::<Vec<_>>();
+    let at = |n: u64| keys.iter().map(|key| Change::put(Record::new(key.clone()).with("n", n))).collect::<Vec<_>>();
     ground.told(&write(1, at(1)), None).await?;
     let mut tasks = JoinSet::new();
     for writer in 0..4 {

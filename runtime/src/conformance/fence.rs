@@ -9,7 +9,7 @@ use crate::operation::{Change, Version};
 use crate::record::{Properties, Record};
 
 fn put(key: &str, n: u64) -> Change {
-    Change::Put(record(key, n))
+    Change::put(record(key, n))
 }
 
 pub(super) async fn write(subject: &dyn Subject) -> Checked {
@@ -151,7 +151,7 @@ pub(super) async fn pre_images(subject: &dyn Subject) -> Checked {
 /// What makes a key what it was.
 fn restores(key: &str, seen: Option<&Stored>) -> Change {
     match seen.and_then(|stored| stored.record.clone()) {
-        Some(record) => Change::Put(record),
+        Some(record) => Change::put(record),
         None => delete(key),
     }
 }

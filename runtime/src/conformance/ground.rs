@@ -67,7 +67,7 @@ impl Ground {
     }
 
     pub(super) async fn put(&self, version: u64, record: &Record) -> Checked {
-        self.told(&write(version, [Change::Put(record.clone())]), None).await
+        self.told(&write(version, [Change::put(record.clone())]), None).await
     }
 
     pub(super) async fn delete(&self, version: u64, key: &str) -> Checked {

@@ -112,7 +112,7 @@ fn random_change(rng: &mut Rng, key: &Key, keys: &[Key]) -> Change {
         _ => {
             let record = Record::new(key.clone()).with_properties(random_properties(rng));
             let related = (0..rng.usize(..3)).map(|_| keys[rng.usize(..keys.len())].clone());
-            Change::Put(related.fold(record, |record, to| {
+            Change::put(related.fold(record, |record, to| {
                 // Not twice the same.
                 if record.relations.iter().any(|relation| relation.to == to) {
                     return record;

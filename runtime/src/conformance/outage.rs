@@ -29,7 +29,7 @@ pub(super) async fn during(subject: &dyn Subject, outage: Outage) -> Checked {
     let mut calls: Vec<(String, Called)> = Vec::new();
     for n in 0..CALLS {
         let key = format!("during {n}");
-        let batch = write(10, [Change::Put(record(&key, n))]);
+        let batch = write(10, [Change::put(record(&key, n))]);
         let called = timeout(PATIENCE, ground.backend.apply(&batch)).await.ok();
         calls.push((key, called));
     }
@@ -74,7 +74,7 @@ fn judge(outage: Outage, calls: &[(String, Called)]) -> Checked {
 /// The store is back: every call has to have done what it was told to have done, and works when it comes again.
 async fn afterwards(ground: &Ground, calls: &[(String, Called)]) -> Checked {
     until("a write after the outage", || async {
-        let again = ground.backend.apply(&write(11, [Change::Put(record("a", 11))])).await;
+        let again = ground.backend.apply(&write(11, [Change::put(record("a", 11))])).await;
         again.map_err(|error| error.to_string())
     })
     .await?;
@@ -89,7 +89,7 @@ async fn afterwards(ground: &Ground, calls: &[(String, Called)]) -> Checked {
             }
             _ => {}
         }
-        ground.apply(&write(10, [Change::Put(record(key, n))])).await?;
+        ground.apply(&write(10, [Change::put(record(key, n))])).await?;
         match ground.held(key.as_str()).await? {
             None if ground.copy => {}
             _ => ground.holds(10, &record(key, n), "after a write of the outage came again").await?,

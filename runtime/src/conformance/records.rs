@@ -138,7 +138,7 @@ pub(super) async fn newest_version(subject: &dyn Subject) -> Checked {
     ground.put(7, &record("a", 7)).await?;
     ground.put(3, &record("b", 3)).await?;
     newest(7, "after writes of 7 and 3").await?;
-    ground.apply(&write(5, [Change::Put(record("a", 5))])).await?;
+    ground.apply(&write(5, [Change::put(record("a", 5))])).await?;
     newest(7, "after a write that came late").await?;
     ground.delete(9, "a").await?;
     newest(9, "after a delete of 9").await?;
@@ -155,7 +155,7 @@ pub(super) async fn probe(subject: &dyn Subject) -> Checked {
         let probed = ground.backend.probe().await;
         let healthy = matches!(probed, Ok(Health::Healthy));
         ensure!(healthy, "a probe of {when} says {probed:?}");
-        ground.apply(&write(1, [Change::Put(record("a", 1))])).await?;
+        ground.apply(&write(1, [Change::put(record("a", 1))])).await?;
     }
     // A probe leaves nothing that a read, or a search, could find.
     ground.holds(1, &record("a", 1), "after probes").await

@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn what_is_read_back_tells_what_became_of_a_change() {
-        let put = Change::Put(Record::new("a"));
+        let put = Change::put(Record::new("a"));
         let merge = Change::Merge { key: "a".into(), properties: Properties::new() };
         let judged = |fence, change: &Change, there: Option<(u64, &str)>| {
             let there = there.map(|(version, attempt)| Head { version: Version(version), attempt: attempt.to_owned() });

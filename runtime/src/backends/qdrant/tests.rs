@@ -247,10 +247,10 @@ fn what_no_collection_takes_is_refused_before_it_is_sent() {
     let deep = (0..121).fold(json!(1), |inner, _| json!([inner]));
     let not_finite = Record::new("a").with_embedding(vec![1.0, f32::NAN, 0.0]);
     let cases = [
-        (Change::Put(Record::new("a").with_embedding(vec![1.0; 4])), "wrong_dimension"),
-        (Change::Put(Record::new("a").with_embedding(vec![])), "wrong_dimension"),
-        (Change::Put(not_finite), "not_finite"),
-        (Change::Put(Record::new("a").with("deep", deep.clone())), "too_deep"),
+        (Change::put(Record::new("a").with_embedding(vec![1.0; 4])), "wrong_dimension"),
+        (Change::put(Record::new("a").with_embedding(vec![])), "wrong_dimension"),
+        (Change::put(not_finite), "not_finite"),
+        (Change::put(Record::new("a").with("deep", deep.clone())), "too_deep"),
         (Change::Merge { key: "a".into(), properties: Properties::new().with("deep", deep.clone()) }, "too_deep"),
     ];
     for (change, code) in cases {
@@ -259,7 +259,7 @@ fn what_no_collection_takes_is_refused_before_it_is_sent() {
     }
     // As deep as is taken, and it is read again.
     let deepest = Record::new("a").with("deep", deep[0].clone());
-    fence::admit(&write(1, Fence::Write, [Change::Put(deepest.clone())]), 3).expect("is taken");
+    fence::admit(&write(1, Fence::Write, [Change::put(deepest.clone())]), 3).expect("is taken");
     let (_, _, stored) = point::decode(&encoded(&"a".into(), Some(&deepest)).payload).expect("is read");
     assert_eq!(stored.record, Some(deepest));
 }

@@ -77,7 +77,7 @@ impl RedisCacheBackend {
 
     /// Keeps this version of a record, unless the cache knows of a newer one.
     pub async fn store(&self, record: Record, version: Version) -> CacheStore {
-        let changes = [Change::Put(record)].into();
+        let changes = [Change::put(record)].into();
         let write = FencedWrite { operation: OperationId::generate(), version, fence: Fence::Write, changes };
         match self.apply(&write).await {
             Ok(Applied { superseded_by: Some(newer) }) if newer > version => CacheStore::Superseded,

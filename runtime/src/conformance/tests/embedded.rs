@@ -31,7 +31,7 @@ impl Subject for Embedded {
 
     fn rejected(&self) -> Option<Change> {
         let wrong = Record::new("rejected").with_embedding([1.0; 9]);
-        self.vector.then_some(Change::Put(wrong))
+        self.vector.then_some(Change::put(wrong))
     }
 }
 

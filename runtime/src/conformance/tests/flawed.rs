@@ -109,7 +109,7 @@ impl Subject for Flawed {
     }
 
     fn rejected(&self) -> Option<Change> {
-        Some(Change::Put(Record::new("rejected").with_embedding([1.0; 5])))
+        Some(Change::put(Record::new("rejected").with_embedding([1.0; 5])))
     }
 
     async fn begin(&self, outage: Outage) -> Supported {
@@ -305,7 +305,7 @@ impl Store {
         let live: Vec<_> =
             self.keys().values().filter_map(|stored| stored.record.clone().zip(Some(stored.version))).collect();
         for (record, version) in live {
-            let (operation, changes) = (OperationId::generate(), [Change::Put(record)].into());
+            let (operation, changes) = (OperationId::generate(), [Change::put(record)].into());
             let write = FencedWrite { operation, version, fence: Fence::Write, changes };
             store.apply(&write).await.expect("what was stored can be");
         }
