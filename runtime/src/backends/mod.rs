@@ -12,6 +12,8 @@
 pub(crate) mod configured;
 mod fault;
 mod graph;
+#[cfg(feature = "neo4j")]
+mod neo4j;
 mod records;
 #[cfg(feature = "redis")]
 mod redis_cache;
@@ -19,6 +21,8 @@ mod vector;
 
 pub use fault::{Accepted, Calls, Counts, Fault, FaultPlan, Faults, FaultyBackend, Op, Ops};
 pub use graph::{GraphBackend, GraphConfig};
+#[cfg(feature = "neo4j")]
+pub use neo4j::{Neo4jBackend, Neo4jConfig};
 #[cfg(feature = "redis")]
 pub use redis_cache::{CacheStore, RedisCacheBackend, RedisCacheConfig};
 pub use vector::{Metric, VectorBackend, VectorConfig};
