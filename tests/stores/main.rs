@@ -3,5 +3,7 @@
 #[path = "../servers/mod.rs"]
 mod servers;
 
+mod commits;
 mod handle;
+mod neo4j;
 mod redis_cache;

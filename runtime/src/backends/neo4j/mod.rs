@@ -181,7 +181,7 @@ impl Neo4jBackend {
         if plan.nodes.is_empty() {
             return Ok(Vec::new());
         }
-        let put = query(&self.statements.put).param("rows", plan.rows()).param("below", plan.below);
+        let put = query(&self.statements.put).param("rows", plan.rows()).param("over", plan.over);
         let rows = session.rows(put).await?;
         let passed: Vec<Key> =
             rows.iter().map(|row| Ok(Key::from(node::text(row, "key")?))).collect::<Result<_, BackendError>>()?;
@@ -196,7 +196,7 @@ impl Neo4jBackend {
         if plan.merges.is_empty() {
             return Ok(Vec::new());
         }
-        let lock = query(&self.statements.lock).param("rows", plan.locks()).param("below", plan.below);
+        let lock = query(&self.statements.lock).param("rows", plan.locks()).param("over", plan.over);
         let mut passed = Vec::new();
         let mut rows = Vec::new();
         for row in session.rows(lock).await? {

@@ -28,17 +28,17 @@ pub(super) struct Plan {
     pub(super) merges: BTreeMap<Key, Properties>,
     /// The version that they get.
     version: i64,
-    /// What is held under a key has to be below this.
-    pub(super) below: i64,
+    /// Up to which version it goes over what is held.
+    pub(super) over: i64,
 }
 
 impl Plan {
     /// Of a write; [`Permanent`](seawall_actors::backend::ErrorKind::Permanent) what no node can hold.
     pub(super) fn of(write: &FencedWrite) -> Result<Self, BackendError> {
         let too_high = || BackendError::permanent("the version is beyond what a node can hold").with_code("too_large");
-        let version = i64::try_from(write.version.0).ok().filter(|version| *version < i64::MAX).ok_or_else(too_high)?;
-        let below = if write.fence == Fence::Compensation { version + 1 } else { version };
-        let mut plan = Self { version, below, ..Self::default() };
+        let version = i64::try_from(write.version.0).map_err(|_| too_high())?;
+        let over = if write.fence == Fence::Compensation { version } else { version - 1 };
+        let mut plan = Self { version, over, ..Self::default() };
         for change in write.changes.iter() {
             admit_key(change.key())?;
             match change {

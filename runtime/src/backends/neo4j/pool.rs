@@ -16,8 +16,8 @@ use seawall_actors::backend::BackendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::Neo4jConfig;
 use super::errors::{Stage, classify};
+use super::{Neo4jConfig, tls};
 
 /// How long an answer may take where nobody else sets a limit. What a call may take is for its caller to say.
 const ANSWER: Duration = Duration::from_secs(600);
@@ -67,11 +67,10 @@ impl Pool {
             idle: Mutex::default(),
         };
         if pool.encrypted {
-            // The crate takes the first key of the file, also where there is none.
-            for file in [&config.tls_ca_file, &config.tls_client_certificate, &config.tls_client_key] {
-                file.as_deref().map_or(Ok(()), super::tls::check_pem)?;
-            }
-            super::tls::choose_ciphers();
+            tls::choose_ciphers();
+            config.tls_ca_file.as_deref().map_or(Ok(()), tls::check_certificate)?;
+            config.tls_client_certificate.as_deref().map_or(Ok(()), tls::check_certificate)?;
+            config.tls_client_key.as_deref().map_or(Ok(()), tls::check_key)?;
         }
         Graph::connect(pool.config.clone()).map_err(|_| unusable())?;
         Ok(pool)

@@ -23,12 +23,12 @@ pub(super) struct Statements {
     pub(super) constraint: String,
     /// Finds the newest version, and what is to be swept.
     pub(super) index: String,
-    /// Replaces nodes as `$rows` (`key`, `properties`) say, where the version held is below `$below`; gives the keys
+    /// Replaces nodes as `$rows` (`key`, `properties`) say, where the version held is `$over` at the most; gives the keys
     /// of those.
     pub(super) put: String,
     /// Makes relationships as `$rows` (`from`, `to`, `kind`, `position`) say.
     pub(super) relate: String,
-    /// Locks the nodes of `$keys` and gives what merges go into, where the version held is below `$below`.
+    /// Locks the nodes of `$keys` and gives what merges go into, where the version held is `$over` at the most.
     pub(super) lock: String,
     /// Sets properties as `$rows` (`key`, `properties`) say; a null removes one.
     pub(super) merge: String,
@@ -61,7 +61,7 @@ impl Statements {
         // read without the lock may be an old one when the node is written.
         let fence = format!(
             "MERGE (n:{label} {{key: row.key}}) SET n._lock = true \
-             WITH n, row WHERE coalesce(n._version, 0) < $below"
+             WITH n, row WHERE coalesce(n._version, 0) <= $over"
         );
         let tombstone = "n._deleted = true AND n._version < $older";
         let loose = "n._version IS NULL AND NOT (n)<-[:RELATES]-()";

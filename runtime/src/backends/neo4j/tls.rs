@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use rustls::pki_types::pem::{PemObject, SectionKind};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use seawall_actors::backend::BackendError;
 
 /// A process with several providers of ciphers built in, or none, has no default, and rustls would panic. Whoever was
@@ -11,11 +12,16 @@ pub(super) fn choose_ciphers() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Whether there is anything in a file of certificates or keys. The crate `neo4rs` ignores what it cannot read, and
-/// panics where no key is left.
-pub(super) fn check_pem(file: &Path) -> Result<(), BackendError> {
-    let section = <(SectionKind, Vec<u8>)>::from_pem_file(file);
-    section.map(|_| ()).map_err(|_| {
-        BackendError::permanent(format!("`{}` cannot be read, or holds no certificate or key in PEM", file.display()))
-    })
+/// Whether a file holds a certificate in PEM. The crate `neo4rs` passes over what it cannot read.
+pub(super) fn check_certificate(file: &Path) -> Result<(), BackendError> {
+    CertificateDer::from_pem_file(file).map(|_| ()).map_err(|_| unreadable(file, "certificate"))
+}
+
+/// Whether a file holds a key in PEM. The crate `neo4rs` panics where it finds none.
+pub(super) fn check_key(file: &Path) -> Result<(), BackendError> {
+    PrivateKeyDer::from_pem_file(file).map(|_| ()).map_err(|_| unreadable(file, "private key"))
+}
+
+fn unreadable(file: &Path, what: &str) -> BackendError {
+    BackendError::permanent(format!("`{}` cannot be read, or holds no {what} in PEM", file.display()))
 }
