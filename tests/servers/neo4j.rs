@@ -49,7 +49,10 @@ impl Program for Neo4j {
         command
             .args(["-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             // What its own launcher opens to it.
-            .args(["java.nio", "java.io", "sun.nio.ch"].map(|package| format!("--add-opens=java.base/{package}=ALL-UNNAMED")))
+            .args(
+                ["java.nio", "java.io", "sun.nio.ch"]
+                    .map(|package| format!("--add-opens=java.base/{package}=ALL-UNNAMED")),
+            )
             .arg("-cp")
             .arg(place.installed.join("lib").join("*"))
             .args(["org.neo4j.server.CommunityEntryPoint", "--console-mode"])

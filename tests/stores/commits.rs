@@ -21,14 +21,14 @@ struct State {
 }
 
 /// A port that leads to another one. Gone when it is dropped.
-pub struct LossyCommits {
+pub(crate) struct LossyCommits {
     port: u16,
     state: Arc<State>,
     accepting: JoinHandle<()>,
 }
 
 impl LossyCommits {
-    pub async fn to(port: u16) -> Self {
+    pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
         let own = listener.local_addr().expect("has an address").port();
         let state = Arc::new(State::default());
@@ -43,17 +43,17 @@ impl LossyCommits {
         Self { port: own, state, accepting }
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// From now on, a connection is reset when the server has answered to a commit, and nobody hears the answer.
-    pub fn lose(&self, losing: bool) {
+    pub(crate) fn lose(&self, losing: bool) {
         self.state.losing.store(losing, Ordering::SeqCst);
     }
 
     /// How many replies got lost.
-    pub fn lost(&self) -> u64 {
+    pub(crate) fn lost(&self) -> u64 {
         self.state.lost.load(Ordering::SeqCst)
     }
 }

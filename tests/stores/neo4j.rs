@@ -123,6 +123,10 @@ impl<P: Graph> Subject for Store<P> {
         Ok(Arc::new(backend_at::<P>(self.way.port(), |_| {})))
     }
 
+    fn rejected(&self) -> Option<Change> {
+        Some(Change::Put(Record::new("rejected").with_relation("to", "k".repeat(9_000))))
+    }
+
     fn reads_at_one_instant(&self) -> bool {
         false
     }
@@ -151,9 +155,7 @@ async fn conforms<P: Graph>() {
     let Some(server) = start(P::default()).await else { return };
     let way = LossyCommits::to(server.port()).await;
     let store = Store { server: Mutex::new(server), way };
-    let report = conformance::check(&store).await;
-    eprintln!("{}:\n{report}", P::NAME);
-    report.assert();
+    conformance::check(&store).await.assert();
     assert!(store.way.lost() > 0, "no reply got lost");
 }
 
@@ -223,6 +225,8 @@ async fn names_are_data_whatever_they_look_like<P: Graph>(server: &Server<P>) {
         "a\0b",
         "a b.c",
         "$rows",
+        "$keys",
+        "$frontier",
         "",
         "\u{202e}名前",
     ];
@@ -309,6 +313,8 @@ async fn a_wrong_password_says_what_to_do_and_is_not_shown<P: Graph>(server: &Se
 
 async fn a_server_that_is_killed_keeps_what_it_acknowledged<P: Graph>(server: &mut Server<P>) {
     let backend = backend_at::<P>(server.port(), |_| {});
+    // Neo4j lets nobody in for some seconds after a wrong password.
+    eventually(async || backend.probe().await).await;
     for version in 1..=50 {
         backend.apply(&put(version, Record::new(format!("k{version}")).with("n", version))).await.unwrap();
     }
@@ -372,11 +378,18 @@ async fn arcadedb_makes_keys_unique_when_it_comes_later_than_the_backend() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_neo4j_that_takes_no_writes_is_read_only_and_can_be_read() {
-    let settings = Neo4j::with(&["server.databases.default_to_read_only=true"]);
-    let Some(server) = start(settings).await else { return };
-    let backend = backend_at::<Neo4j>(server.port(), |_| {});
+    let Some(mut writable) = start(Neo4j::default()).await else { return };
+    let label = |config: &mut Neo4jConfig| config.label = "Kept".to_owned();
+    let kept = Record::new("kept").with("n", 1);
+    backend_at::<Neo4j>(writable.port(), label).apply(&put(1, kept.clone())).await.unwrap();
+    // It makes no database of its own while it takes no writes.
+    let data = writable.snapshot().await;
+    drop(writable);
+    let Some(mut server) = start(Neo4j::with(&["server.databases.default_to_read_only=true"])).await else { return };
+    server.restore(&data).await;
+    let backend = backend_at::<Neo4j>(server.port(), label);
     assert_eq!(backend.probe().await.unwrap(), Health::ReadOnly);
-    assert_eq!(backend.apply(&put(1, Record::new("a"))).await.unwrap_err().kind, ErrorKind::ReadOnly);
-    assert_eq!(backend.read(&["a".into()]).await.unwrap(), [None]);
-    assert_eq!(backend.newest_version().await.unwrap(), Version(0));
+    assert_eq!(backend.apply(&put(2, Record::new("kept"))).await.unwrap_err().kind, ErrorKind::ReadOnly);
+    assert_eq!(record_of(&backend, "kept").await, Some(kept));
+    assert_eq!(backend.newest_version().await.unwrap(), Version(1));
 }

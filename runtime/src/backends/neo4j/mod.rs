@@ -165,8 +165,13 @@ impl Neo4jBackend {
         let mut session = self.begin().await?;
         let mut passed = self.replace(&mut session, &plan).await?;
         passed.extend(self.merge(&mut session, &plan).await?);
-        let fenced: Vec<&str> =
-            write.changes.iter().map(|change| change.key()).filter(|key| !passed.contains(key)).map(Key::as_str).collect();
+        let fenced: Vec<&str> = write
+            .changes
+            .iter()
+            .map(|change| change.key())
+            .filter(|key| !passed.contains(key))
+            .map(Key::as_str)
+            .collect();
         let superseded_by = if fenced.is_empty() {
             None
         } else {

@@ -14,7 +14,8 @@
 //! | `_lock` | `true`; what is set to it locks the node |
 //! | any other | a property that Neo4j can hold as it is, for queries and indexes |
 //!
-//! Everything that a caller gave is a parameter. The label is checked when it is configured; names of properties are
+//! Everything that a caller gave is a parameter. ArcadeDB takes a text in a pattern (`MATCH (n {key: ..})`) that begins
+//! with `$` for another parameter, if there is one of this name: so nodes are matched by `WHERE`. The label is checked when it is configured; names of properties are
 //! spliced only where they cannot end their quotes.
 
 /// The statements for one label.
@@ -76,19 +77,19 @@ impl Statements {
                  WITH n OPTIONAL MATCH (n)-[r:RELATES]->() DELETE r RETURN DISTINCT n.key AS key"
             ),
             relate: format!(
-                "UNWIND $rows AS row MATCH (n:{label} {{key: row.from}}) MERGE (t:{label} {{key: row.to}}) \
+                "UNWIND $rows AS row MATCH (n:{label}) WHERE n.key = row.from MERGE (t:{label} {{key: row.to}}) \
                  CREATE (n)-[:RELATES {{kind: row.kind, position: row.position}}]->(t)"
             ),
             lock: format!(
                 "UNWIND $rows AS row {fence} \
                  RETURN n.key AS key, n._version IS NULL OR n._deleted IS NOT NULL AS blank, n._properties AS properties"
             ),
-            merge: format!("UNWIND $rows AS row MATCH (n:{label} {{key: row.key}}) SET n += row.properties"),
+            merge: format!("UNWIND $rows AS row MATCH (n:{label}) WHERE n.key = row.key SET n += row.properties"),
             versions: format!(
-                "UNWIND $keys AS key MATCH (n:{label} {{key: key}}) RETURN max(coalesce(n._version, 0)) AS version"
+                "UNWIND $keys AS key MATCH (n:{label}) WHERE n.key = key RETURN max(coalesce(n._version, 0)) AS version"
             ),
             read: format!(
-                "UNWIND $keys AS key MATCH (n:{label} {{key: key}}) WHERE n._version IS NOT NULL RETURN {RECORD}"
+                "UNWIND $keys AS key MATCH (n:{label}) WHERE n.key = key AND n._version IS NOT NULL RETURN {RECORD}"
             ),
             newest: format!(
                 "MATCH (n:{label}) WHERE n._version > 0 RETURN n._version AS version ORDER BY version DESC LIMIT 1"
@@ -120,7 +121,7 @@ impl Statements {
         let label = &self.label;
         format!(
             "UNWIND range(0, size($frontier) - 1) AS place \
-             MATCH (f:{label} {{key: $frontier[place]}}){left}[r:RELATES]{right}(t:{label}) \
+             MATCH (f:{label}) WHERE f.key = $frontier[place] MATCH (f){left}[r:RELATES]{right}(t:{label}) \
              WHERE t._version IS NOT NULL AND t._deleted IS NULL AND NOT t.key IN $seen \
              AND (size($kinds) = 0 OR r.kind IN $kinds) \
              WITH place, t.key AS key, r.kind AS kind, r.position AS position, startNode(r).key = f.key AS outgoing \
