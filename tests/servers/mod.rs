@@ -17,6 +17,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "every test uses its part of this room")]
 
+pub mod arcadedb;
+pub mod neo4j;
 mod nursery;
 pub mod proxy;
 pub mod qdrant;
@@ -51,7 +53,7 @@ pub trait Program {
     fn command(&self, place: &Place) -> Command;
 
     /// Whether it answers. Asked again and again until it does. Must come to an end by itself.
-    fn ready(&self, place: &Place) -> impl Future<Output = bool>;
+    fn ready(&self, place: &Place) -> impl Future<Output = bool> + Send;
 }
 
 /// Where a server runs.

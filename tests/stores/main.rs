@@ -3,6 +3,8 @@
 #[path = "../servers/mod.rs"]
 mod servers;
 
+mod commits;
 mod handle;
+mod neo4j;
 mod qdrant;
 mod redis_cache;

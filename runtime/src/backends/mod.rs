@@ -13,6 +13,8 @@
 pub(crate) mod configured;
 mod fault;
 mod graph;
+#[cfg(feature = "neo4j")]
+mod neo4j;
 #[cfg(feature = "qdrant")]
 mod qdrant;
 mod records;
@@ -22,6 +24,8 @@ mod vector;
 
 pub use fault::{Accepted, Calls, Counts, Fault, FaultPlan, Faults, FaultyBackend, Op, Ops};
 pub use graph::{GraphBackend, GraphConfig};
+#[cfg(feature = "neo4j")]
+pub use neo4j::{Neo4jBackend, Neo4jConfig};
 #[cfg(feature = "qdrant")]
 pub use qdrant::{QdrantBackend, QdrantConfig};
 #[cfg(feature = "redis")]

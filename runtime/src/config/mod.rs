@@ -23,8 +23,8 @@
 //! Without the cargo feature `redis` there is no section `redis`: breaker state is in `data_dir`, and the last five
 //! variables are warnings that say so.
 //!
-//! `[backends.NAME.qdrant]` and `[backends.NAME.redis_cache]` make the backend of this name from these settings, unless
-//! the runtime is given one.
+//! `[backends.NAME.neo4j]`, `[backends.NAME.qdrant]` and `[backends.NAME.redis_cache]` make the backend of this name from
+//! these settings, unless the runtime is given one.
 //!
 //! `saga.max_retries` of document 000 is `call.retry.max_retries` here, and known by both names.
 //!
@@ -58,6 +58,8 @@ use seawall_actors::supervisor::RestartConfig;
 use seawall_actors::sync::SyncConfig;
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "neo4j")]
+pub use crate::backends::Neo4jConfig;
 #[cfg(feature = "qdrant")]
 pub use crate::backends::QdrantConfig;
 #[cfg(feature = "redis")]
@@ -119,6 +121,9 @@ pub struct BackendConfig {
     pub breaker: BreakerConfig,
     /// How it is called. What a file or the environment leaves out is as in [`Config::call`].
     pub call: CallConfig,
+    /// A store in Neo4j. A runtime that is given no backend of this name makes it from these settings.
+    #[cfg(feature = "neo4j")]
+    pub neo4j: Option<Neo4jConfig>,
     /// A collection in Qdrant. A runtime that is given no backend of this name makes it from these settings.
     #[cfg(feature = "qdrant")]
     pub qdrant: Option<QdrantConfig>,
@@ -133,6 +138,11 @@ impl BackendConfig {
         self.breaker.problems("breaker", problems);
         self.call.problems("call", problems);
         let mut adapters: Vec<&str> = Vec::new();
+        #[cfg(feature = "neo4j")]
+        if let Some(settings) = &self.neo4j {
+            settings.problems("neo4j", problems);
+            adapters.push("neo4j");
+        }
         #[cfg(feature = "qdrant")]
         if let Some(settings) = &self.qdrant {
             settings.problems("qdrant", problems);

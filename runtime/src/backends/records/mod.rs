@@ -23,6 +23,8 @@ mod table;
 mod tests;
 mod writer;
 
+#[cfg(feature = "neo4j")]
+pub(super) use table::nests_at_most;
 pub(super) use table::{Index, Table, matches};
 #[cfg(feature = "qdrant")]
 pub(super) use table::{admit_nesting, after};

@@ -198,7 +198,8 @@ pub(in crate::backends) fn admit_nesting(record: &Record, most: usize) -> Result
     Err(BackendError::permanent(message).with_code("too_deep"))
 }
 
-fn nests_at_most(value: &Value, depth: usize) -> bool {
+/// Whether lists and objects in a value nest no deeper than this.
+pub(in crate::backends) fn nests_at_most(value: &Value, depth: usize) -> bool {
     match value {
         Value::Array(items) => depth > 0 && items.iter().all(|item| nests_at_most(item, depth - 1)),
         Value::Object(map) => depth > 0 && map.values().all(|item| nests_at_most(item, depth - 1)),
