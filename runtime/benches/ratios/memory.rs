@@ -7,12 +7,13 @@ use allocation_counter::{AllocationInfo, measure};
 use futures::FutureExt as _;
 use seawall::Runtime;
 use seawall::backend::Backend;
+use seawall::backends::{Fault, Faults, FaultyBackend, Ops};
 use seawall::breaker::{BreakerCell, BreakerConfig};
 use seawall::event::EventBus;
 
 use crate::measure::Effort;
 use crate::queue;
-use crate::stage::{Noop, Remote, current_thread, records, roomy, start};
+use crate::stage::{Noop, current_thread, records, roomy, start};
 use crate::table::{Aim, Row};
 
 /// Of how many things the memory is counted.
@@ -62,12 +63,15 @@ fn breakers() -> f64 {
     bytes(counted)
 }
 
-/// Each waits for its backends, which take a second's worth of turns to answer.
+/// Each waits for its backends.
 fn in_flight() -> f64 {
     let tokio = current_thread();
-    let backends = ["graph", "vector"].map(Remote::new);
-    let shared = backends.iter().map(|backend| Arc::clone(backend) as _).collect();
-    let runtime = tokio.block_on(start(shared, roomy()));
+    let faults = Faults::new();
+    faults.set(Ops::ALL, Fault::Hung);
+    let hung = |name: &str| Arc::new(FaultyBackend::around(Noop::alone(name), &faults)) as Arc<dyn Backend>;
+    let mut config = roomy();
+    config.call.max_concurrent = COUNT as usize;
+    let runtime = tokio.block_on(start(["graph", "vector"].map(hung).into(), config));
     let handle = runtime.handle();
     let records = records(COUNT);
     let mut stores = Vec::with_capacity(COUNT as usize);
@@ -85,7 +89,7 @@ fn in_flight() -> f64 {
             }
         });
     });
-    assert!(handle.status().in_flight > 0, "they are in flight");
+    assert_eq!(handle.status().in_flight, COUNT as usize, "they are in flight");
     bytes(counted)
 }
 

@@ -66,8 +66,12 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
 pub(crate) struct Noop(BackendName);
 
 impl Noop {
-    pub(crate) fn shared(name: &str) -> Arc<dyn Backend> {
+    pub(crate) fn alone(name: &str) -> Arc<Self> {
         Arc::new(Self(name.into()))
+    }
+
+    pub(crate) fn shared(name: &str) -> Arc<dyn Backend> {
+        Self::alone(name)
     }
 
     /// The two that most rows have.
