@@ -1,12 +1,14 @@
-//! The backends that come with Seawall: two embedded stores that survive, and a wrapper that makes any backend fail.
+//! The backends that come with Seawall: two embedded stores that survive, adapters for servers, and a wrapper that makes
+//! any backend fail.
 //!
 //! | backend | answers | use |
 //! |---|---|---|
 //! | [`GraphBackend`] | reads, traversals, exact matches | a graph store without a server |
 //! | [`VectorBackend`] | reads, nearest-neighbour searches, exact matches | a vector store without a server |
+//! | `Neo4jBackend` | reads, traversals, exact matches, native transactions | Neo4j (cargo feature `neo4j`) |
 //! | [`FaultyBackend`] | what the backend in it answers, unless told to fail | tests and drills |
 //!
-//! Both stores keep every record whole, in memory as well as on disk: they are for as many records as fit in
+//! Both embedded stores keep every record whole, in memory as well as on disk: they are for as many records as fit in
 //! memory, and answer no read from the disk. Each needs a directory of its own.
 
 pub(crate) mod configured;
