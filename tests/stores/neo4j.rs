@@ -1,16 +1,19 @@
 //! The adapter for Neo4j, on Neo4j and on ArcadeDB.
 
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
+use seawall::Runtime;
 use seawall::backend::{Backend, ErrorKind, Fence, FencedWrite, Health, Stored};
 use seawall::backends::{Neo4jBackend, Neo4jConfig};
-use seawall::config::Secret;
+use seawall::config::{Config, Secret};
 use seawall::conformance::{self, OpenError, Outage, Subject, Supported};
-use seawall::operation::{Change, Direction, OperationId, Traversal, Version};
+use seawall::operation::{Change, Direction, Held, OperationId, Source, Traversal, Version};
 use seawall::record::{Key, Properties, Record};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -96,7 +99,7 @@ async fn eventually<T, E: std::fmt::Display>(mut work: impl AsyncFnMut() -> Resu
                 Ok(done) => return done,
                 Err(error) => eprintln!("not yet: {error}"),
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
     tried.await.expect("it works in the end")
@@ -194,21 +197,24 @@ async fn arcadedb_keeps_records_through_what_happens_to_it() {
 async fn a_delete_is_swept_and_what_relates_to_it_stays<P: Graph>(server: &Server<P>) {
     let backend = backend_at::<P>(server.port(), |_| {});
     let a = Record::new("a").with_relation("x", "b").with_relation("x", "nobody").with_relation("x", "b");
-    backend.apply(&put(1, a.clone())).await.unwrap();
-    backend.apply(&put(2, Record::new("b").with("n", 1))).await.unwrap();
-    backend.apply(&write(3, [Change::Delete { key: "b".into() }, Change::Delete { key: "c".into() }])).await.unwrap();
-    backend.apply(&write(4, [Change::Delete { key: "d".into() }])).await.unwrap();
-    assert_eq!(backend.sweep(Version(4)).await.unwrap(), 2);
+    backend.apply(&put(1, a.clone())).await.expect("works");
+    backend.apply(&put(2, Record::new("b").with("n", 1))).await.expect("works");
+    backend
+        .apply(&write(3, [Change::Delete { key: "b".into() }, Change::Delete { key: "c".into() }]))
+        .await
+        .expect("works");
+    backend.apply(&write(4, [Change::Delete { key: "d".into() }])).await.expect("works");
+    assert_eq!(backend.sweep(Version(4)).await.expect("works"), 2);
     assert_eq!((held(&backend, "b").await, held(&backend, "c").await), (None, None));
-    assert_eq!(held(&backend, "d").await.unwrap().version, Version(4));
-    assert_eq!(record_of(&backend, "a").await.unwrap(), a);
-    assert_eq!(backend.sweep(Version(4)).await.unwrap(), 0);
+    assert_eq!(held(&backend, "d").await.expect("works").version, Version(4));
+    assert_eq!(record_of(&backend, "a").await.expect("works"), a);
+    assert_eq!(backend.sweep(Version(4)).await.expect("works"), 0);
     // Nothing of it is left: it can be written anew, and is found along the relation that was always there.
-    backend.apply(&put(1, Record::new("b"))).await.unwrap();
+    backend.apply(&put(1, Record::new("b"))).await.expect("works");
     let walk = Traversal::from("b").direction(Direction::Incoming);
-    let hits = backend.traverse(&walk).await.unwrap();
+    let hits = backend.traverse(&walk).await.expect("works");
     assert_eq!(hits.iter().map(|hit| hit.record.key.as_str()).collect::<Vec<_>>(), ["a"]);
-    let via = hits[0].via.clone().unwrap();
+    let via = hits[0].via.clone().expect("is there");
     assert_eq!((&*via.kind, via.to.as_str()), ("x", "b"));
 }
 
@@ -231,32 +237,32 @@ async fn names_are_data_whatever_they_look_like<P: Graph>(server: &Server<P>) {
         "\u{202e}名前",
     ];
     let innocent = Record::new("innocent").with("n", 1);
-    backend.apply(&put(1, innocent.clone())).await.unwrap();
+    backend.apply(&put(1, innocent.clone())).await.expect("works");
     for (version, name) in (2..).zip(hostile) {
         let key = if name.is_empty() { "no name" } else { name };
         let record = Record::new(key).with(name, "value").with_relation(name, key).with_relation(name, "innocent");
         backend.apply(&put(version, record.clone())).await.unwrap_or_else(|error| panic!("{name:?}: {error}"));
         assert_eq!(record_of(&backend, key).await.as_ref(), Some(&record), "{name:?}");
-        let found = backend.find(&Properties::new().with(name, "value"), 10).await.unwrap();
+        let found = backend.find(&Properties::new().with(name, "value"), 10).await.expect("works");
         assert_eq!(found.iter().map(|hit| &hit.record).collect::<Vec<_>>(), [&record], "{name:?}");
-        let walked = backend.traverse(&Traversal::from(key).along(name)).await.unwrap();
+        let walked = backend.traverse(&Traversal::from(key).along(name)).await.expect("works");
         assert_eq!(walked.len(), 1, "{name:?}");
-        assert_eq!(&*walked[0].via.clone().unwrap().kind, name);
+        assert_eq!(&*walked[0].via.clone().expect("is there").kind, name);
         assert_eq!(record_of(&backend, "innocent").await.as_ref(), Some(&innocent), "{name:?}");
     }
 }
 
 async fn an_open_transaction_that_is_dropped_holds_nobody_up<P: Graph>(server: &Server<P>) {
     let backend = backend_at::<P>(server.port(), |_| {});
-    backend.apply(&put(1, Record::new("a"))).await.unwrap();
+    backend.apply(&put(1, Record::new("a"))).await.expect("works");
     let transactions = backend.transactions().expect("has them");
     for version in 2..6 {
-        drop(transactions.begin(&put(version, Record::new("a").with("n", version))).await.unwrap());
+        drop(transactions.begin(&put(version, Record::new("a").with("n", version))).await.expect("works"));
         // Not the connection of the one that was dropped: that one may not be the next that anybody is given.
         let next = put(version, Record::new("a").with("next", version));
         let applied = timeout(Duration::from_secs(10), eventually(async || backend.apply(&next).await)).await;
         applied.expect("nobody holds a lock");
-        assert_eq!(record_of(&backend, "a").await.unwrap().properties.get("next"), Some(&version.into()));
+        assert_eq!(record_of(&backend, "a").await.expect("works").properties.get("next"), Some(&version.into()));
     }
 }
 
@@ -265,7 +271,7 @@ async fn calls_that_are_dropped_leave_the_pool_usable<P: Graph>(server: &Server<
         config.max_connections = 3;
         config.connect_timeout = Duration::from_secs(2);
     });
-    backend.apply(&put(1, Record::new("a"))).await.unwrap();
+    backend.apply(&put(1, Record::new("a"))).await.expect("works");
     server.freeze().await;
     for version in 2..12 {
         let write = put(version, Record::new("a").with("n", version));
@@ -273,7 +279,7 @@ async fn calls_that_are_dropped_leave_the_pool_usable<P: Graph>(server: &Server<
         assert!(!matches!(call, Ok(Ok(_))), "a frozen server acknowledges");
     }
     // Nobody waits for ever when nobody else sets a limit.
-    let alone = timeout(PATIENCE, backend.probe()).await.expect("comes to an end").unwrap_err();
+    let alone = timeout(PATIENCE, backend.probe()).await.expect("comes to an end").expect_err("fails");
     assert_eq!(alone.kind, ErrorKind::Transient);
     server.thaw();
     eventually(async || backend.apply(&put(20, Record::new("a").with("n", 20))).await).await;
@@ -290,18 +296,18 @@ async fn calls_that_are_dropped_leave_the_pool_usable<P: Graph>(server: &Server<
     let transactions = backend.transactions().expect("has them");
     let begin = |key: &'static str| async move { transactions.begin(&put(30, Record::new(key))).await };
     let open = join_all(["x", "y", "z"].map(begin)).await;
-    let denied = backend.probe().await.unwrap_err();
+    let denied = backend.probe().await.expect_err("fails");
     assert_eq!((denied.kind, denied.code.as_deref()), (ErrorKind::Refused, Some("no_connection")));
     drop(open);
-    assert_eq!(backend.probe().await.unwrap(), Health::Healthy);
+    assert_eq!(backend.probe().await.expect("works"), Health::Healthy);
 }
 
 async fn a_wrong_password_says_what_to_do_and_is_not_shown<P: Graph>(server: &Server<P>) {
     let backend = backend_at::<P>(server.port(), |config| config.password = Some(Secret::new("hush")));
     let errors = [
-        backend.probe().await.unwrap_err(),
-        backend.apply(&put(1, Record::new("a"))).await.unwrap_err(),
-        backend.read(&["a".into()]).await.unwrap_err(),
+        backend.probe().await.expect_err("fails"),
+        backend.apply(&put(1, Record::new("a"))).await.expect_err("fails"),
+        backend.read(&["a".into()]).await.expect_err("fails"),
     ];
     for error in errors {
         // Not hopeless, for it can be put right; not alive, for servers lock out who tries again and again.
@@ -316,33 +322,33 @@ async fn a_server_that_is_killed_keeps_what_it_acknowledged<P: Graph>(server: &m
     // Neo4j lets nobody in for some seconds after a wrong password.
     eventually(async || backend.probe().await).await;
     for version in 1..=50 {
-        backend.apply(&put(version, Record::new(format!("k{version}")).with("n", version))).await.unwrap();
+        backend.apply(&put(version, Record::new(format!("k{version}")).with("n", version))).await.expect("works");
     }
     let transactions = backend.transactions().expect("has them");
-    let open = transactions.begin(&put(60, Record::new("open"))).await.unwrap();
-    let late = transactions.begin(&put(61, Record::new("k1").with("n", 61))).await.unwrap();
+    let open = transactions.begin(&put(60, Record::new("open"))).await.expect("works");
+    let late = transactions.begin(&put(61, Record::new("k1").with("n", 61))).await.expect("works");
     server.kill();
-    assert_eq!(open.commit().await.unwrap_err().kind, ErrorKind::Unknown);
-    assert_eq!(late.rollback().await.unwrap_err().kind, ErrorKind::Transient);
-    assert_eq!(backend.apply(&put(62, Record::new("dead"))).await.unwrap_err().kind, ErrorKind::Transient);
+    assert_eq!(open.commit().await.expect_err("fails").kind, ErrorKind::Unknown);
+    assert_eq!(late.rollback().await.expect_err("fails").kind, ErrorKind::Transient);
+    assert_eq!(backend.apply(&put(62, Record::new("dead"))).await.expect_err("fails").kind, ErrorKind::Transient);
     server.restart().await;
     for version in 1..=50 {
-        let record = record_of(&backend, &format!("k{version}")).await.unwrap();
+        let record = record_of(&backend, &format!("k{version}")).await.expect("works");
         assert_eq!(record.properties.get("n"), Some(&version.into()));
     }
     assert_eq!((held(&backend, "open").await, held(&backend, "dead").await), (None, None));
-    assert_eq!(backend.newest_version().await.unwrap(), Version(50));
+    assert_eq!(backend.newest_version().await.expect("works"), Version(50));
 }
 
 async fn a_server_of_an_older_state_is_told_apart_by_its_versions<P: Graph>(server: &mut Server<P>) {
     let backend = backend_at::<P>(server.port(), |_| {});
-    backend.apply(&put(1, Record::new("a").with("n", 1))).await.unwrap();
+    backend.apply(&put(1, Record::new("a").with("n", 1))).await.expect("works");
     let old = server.snapshot().await;
     eventually(async || backend.apply(&put(2, Record::new("a").with("n", 2))).await).await;
     server.restore(&old).await;
-    assert_eq!(held(&backend, "a").await.unwrap().version, Version(1));
+    assert_eq!(held(&backend, "a").await.expect("works").version, Version(1));
     eventually(async || backend.apply(&put(2, Record::new("a").with("n", 2))).await).await;
-    assert_eq!(held(&backend, "a").await.unwrap().version, Version(2));
+    assert_eq!(held(&backend, "a").await.expect("works").version, Version(2));
 }
 
 async fn makes_keys_unique_late<P: Graph>(program: P) {
@@ -352,7 +358,7 @@ async fn makes_keys_unique_late<P: Graph>(program: P) {
     let port = free_port();
     let backends: Vec<_> = (0..8).map(|_| backend_at::<P>(port, |config| config.label = "Late".to_owned())).collect();
     for backend in &backends {
-        let error = backend.apply(&put(1, Record::new("a"))).await.unwrap_err();
+        let error = backend.apply(&put(1, Record::new("a"))).await.expect_err("fails");
         assert_eq!(error.kind, ErrorKind::Transient);
     }
     let Some(_server) = Server::start_at(program, port).await else { return };
@@ -362,7 +368,7 @@ async fn makes_keys_unique_late<P: Graph>(program: P) {
     });
     join_all(writes).await;
     // Without the constraint, some of them would have made a node of their own.
-    let found = backends[0].find(&Properties::new().with("n", 1), 10).await.unwrap();
+    let found = backends[0].find(&Properties::new().with("n", 1), 10).await.expect("works");
     assert_eq!(found.iter().map(|hit| hit.version).collect::<Vec<_>>(), [Version(8)]);
 }
 
@@ -381,15 +387,124 @@ async fn a_neo4j_that_takes_no_writes_is_read_only_and_can_be_read() {
     let Some(mut writable) = start(Neo4j::default()).await else { return };
     let label = |config: &mut Neo4jConfig| config.label = "Kept".to_owned();
     let kept = Record::new("kept").with("n", 1);
-    backend_at::<Neo4j>(writable.port(), label).apply(&put(1, kept.clone())).await.unwrap();
+    backend_at::<Neo4j>(writable.port(), label).apply(&put(1, kept.clone())).await.expect("works");
     // It makes no database of its own while it takes no writes.
     let data = writable.snapshot().await;
     drop(writable);
     let Some(mut server) = start(Neo4j::with(&["server.databases.default_to_read_only=true"])).await else { return };
     server.restore(&data).await;
     let backend = backend_at::<Neo4j>(server.port(), label);
-    assert_eq!(backend.probe().await.unwrap(), Health::ReadOnly);
-    assert_eq!(backend.apply(&put(2, Record::new("kept"))).await.unwrap_err().kind, ErrorKind::ReadOnly);
+    assert_eq!(backend.probe().await.expect("works"), Health::ReadOnly);
+    assert_eq!(backend.apply(&put(2, Record::new("kept"))).await.expect_err("fails").kind, ErrorKind::ReadOnly);
     assert_eq!(record_of(&backend, "kept").await, Some(kept));
-    assert_eq!(backend.newest_version().await.unwrap(), Version(1));
+    assert_eq!(backend.newest_version().await.expect("works"), Version(1));
+}
+
+/// Certificates that `openssl` makes: each signed by itself, for 127.0.0.1.
+fn certificate(dir: &Path) {
+    std::fs::create_dir_all(dir).expect("a directory");
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", "private.key", "-out", "public.crt"])
+        .current_dir(dir)
+        .output();
+    assert!(made.expect("there is openssl").status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_connection_is_made_to_who_can_prove_its_name_and_to_nobody_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (own, other) = (dir.path().join("own"), dir.path().join("other"));
+    certificate(&own);
+    certificate(&other);
+    let base = format!("dbms.ssl.policy.bolt.base_directory={}", own.display());
+    let settings = [
+        "dbms.ssl.policy.bolt.enabled=true",
+        "dbms.ssl.policy.bolt.client_auth=NONE",
+        "server.bolt.tls_level=REQUIRED",
+        &base,
+    ];
+    let Some(server) = start(Neo4j::with(&settings)).await else { return };
+    let at = |uri: String, ca: Option<&Path>| {
+        backend_at::<Neo4j>(server.port(), |config| {
+            config.uri = uri;
+            config.tls_ca_file = ca.map(|dir| dir.join("public.crt"));
+        })
+    };
+    let address = format!("127.0.0.1:{}", server.port());
+    let trusted = at(format!("bolt+s://{address}"), Some(&own));
+    eventually(async || trusted.probe().await).await;
+    trusted.apply(&put(1, Record::new("a"))).await.expect("works");
+    assert!(record_of(&trusted, "a").await.is_some());
+    assert_eq!(at(format!("bolt+ssc://{address}"), None).probe().await.expect("works"), Health::Healthy);
+    let strangers = [
+        at(format!("bolt+s://{address}"), Some(&other)),
+        at(format!("bolt+s://{address}"), None),
+        at(format!("bolt+s://localhost:{}", server.port()), Some(&own)),
+        at(format!("bolt://{address}"), None),
+    ];
+    for stranger in strangers {
+        assert_eq!(stranger.probe().await.expect_err("fails").kind, ErrorKind::Transient);
+    }
+}
+
+/// A runtime that only the configuration has told of its store.
+async fn queues_while_it_is_down<P: Graph>() {
+    let Some(mut server) = start(P::default()).await else { return };
+    let mut config = Config::default();
+    let graph = Neo4jConfig { uri: format!("bolt://127.0.0.1:{}", server.port()), ..P::config() };
+    let own = config.backends.entry("graph".to_owned()).or_default();
+    own.neo4j = Some(graph.clone());
+    own.breaker.reset_timeout = Duration::from_millis(200);
+    own.breaker.open_wait_max = Duration::from_millis(200);
+    own.breaker.gradual_recovery = false;
+    server.kill();
+    let dir = tempfile::tempdir().expect("a directory");
+    let runtime = Runtime::builder().config(config).data_dir(dir.path()).start().await.expect("starts without it");
+    let handle = runtime.handle();
+    // Until the breaker knows, a write is refused: there is nothing yet that would have it queued.
+    let queued = async |n: u64| match handle.store(Record::new("a").with("n", n)).await {
+        Ok(receipt) if receipt.held == (Held::Queued { owing: vec!["graph".into()] }) => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    eventually(async || queued(1).await).await;
+    for n in 2..=20 {
+        queued(n).await.expect("is queued");
+    }
+    let read = handle.retrieve("a").await.expect("is answered");
+    assert_eq!((read.record.expect("is there").properties.get("n"), read.source), (Some(&20.into()), Source::Owed));
+    server.restart().await;
+    let reader = Neo4jBackend::new("reader", &graph).expect("can be used");
+    timeout(PATIENCE, async {
+        while record_of(&reader, "a").await.is_none_or(|record| record.properties.get("n") != Some(&20.into())) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("what is owed is given");
+    let mut key = 0;
+    let receipt = eventually(async || {
+        // A key of its own each time: a write waits behind what its key owes.
+        key += 1;
+        match handle.store(Record::new(format!("b{key}")).with_relation("to", "a")).await {
+            Ok(receipt) if receipt.held == Held::Committed => Ok(receipt),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let walk = Traversal::from(format!("b{key}"));
+    let found = eventually(async || handle.traverse(walk.clone()).await).await;
+    assert_eq!(found.hits.iter().map(|hit| hit.record.key.as_str()).collect::<Vec<_>>(), ["a"], "{receipt:?}");
+    runtime.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_queues_what_a_neo4j_that_is_down_cannot_take_and_gives_it_when_it_is_back() {
+    queues_while_it_is_down::<Neo4j>().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_queues_what_an_arcadedb_that_is_down_cannot_take_and_gives_it_when_it_is_back() {
+    queues_while_it_is_down::<ArcadeDb>().await;
 }

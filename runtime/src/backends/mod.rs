@@ -1,9 +1,11 @@
-//! The backends that come with Seawall: embedded stores, servers, and a wrapper that makes any backend fail.
+//! The backends that come with Seawall: two embedded stores that survive, adapters for servers, and a wrapper that makes
+//! any backend fail.
 //!
 //! | backend | answers | use |
 //! |---|---|---|
 //! | [`GraphBackend`] | reads, traversals, exact matches | a graph store without a server |
 //! | [`VectorBackend`] | reads, nearest-neighbour searches, exact matches | a vector store without a server |
+//! | `Neo4jBackend` (feature `neo4j`) | reads, traversals, exact matches, native transactions | a Neo4j server |
 //! | `QdrantBackend` (feature `qdrant`) | reads, nearest-neighbour searches, exact matches | a Qdrant server |
 //! | [`FaultyBackend`] | what the backend in it answers, unless told to fail | tests and drills |
 //!
