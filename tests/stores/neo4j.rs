@@ -88,7 +88,7 @@ fn write(version: u64, changes: impl IntoIterator<Item = Change>) -> FencedWrite
 }
 
 fn put(version: u64, record: Record) -> FencedWrite {
-    write(version, [Change::Put(record)])
+    write(version, [Change::put(record)])
 }
 
 /// Does this until it works, as a runtime would.
@@ -127,7 +127,7 @@ impl<P: Graph> Subject for Store<P> {
     }
 
     fn rejected(&self) -> Option<Change> {
-        Some(Change::Put(Record::new("rejected").with_relation("to", "k".repeat(9_000))))
+        Some(Change::put(Record::new("rejected").with_relation("to", "k".repeat(9_000))))
     }
 
     fn reads_at_one_instant(&self) -> bool {

@@ -27,7 +27,7 @@ fn plan(changes: impl IntoIterator<Item = Change>) -> Result<Plan, BackendError>
 
 /// The node of a record, and its relations, as a server would tell them.
 fn told(record: &Record) -> Row {
-    let plan = plan([Change::Put(record.clone())]).expect("can be held");
+    let plan = plan([Change::put(record.clone())]).expect("can be held");
     let node = plan.nodes[&record.key].clone();
     let relations = plan.relations(std::slice::from_ref(&record.key)).map_or_else(Vec::new, |rows| match rows {
         BoltType::List(rows) => rows.value,
@@ -52,7 +52,7 @@ fn told(record: &Record) -> Row {
 
 /// What Neo4j holds by its own name.
 fn natives(record: &Record) -> BoltMap {
-    let mut node = plan([Change::Put(record.clone())]).expect("can be held").nodes[&record.key].clone();
+    let mut node = plan([Change::put(record.clone())]).expect("can be held").nodes[&record.key].clone();
     node.value.retain(|name, _| !name.value.starts_with('_') && name.value != "key");
     node
 }
@@ -156,10 +156,10 @@ fn what_no_node_can_hold_is_refused_for_good() {
     let deep = |levels: usize| (0..levels).fold(Value::from(1), |inner, _| Value::from(vec![inner]));
     let long = "k".repeat(node::INDEXED_BYTES + 1);
     let refused = [
-        (Change::Put(Record::new("a").with("deep", deep(127))), "too_deep"),
+        (Change::put(Record::new("a").with("deep", deep(127))), "too_deep"),
         (Change::Merge { key: "a".into(), properties: Properties::new().with("deep", deep(127)) }, "too_deep"),
-        (Change::Put(Record::new(long.as_str())), "key_too_long"),
-        (Change::Put(Record::new("a").with_relation("x", long.as_str())), "key_too_long"),
+        (Change::put(Record::new(long.as_str())), "key_too_long"),
+        (Change::put(Record::new("a").with_relation("x", long.as_str())), "key_too_long"),
         (Change::Delete { key: long.as_str().into() }, "key_too_long"),
     ];
     for (change, code) in refused {
