@@ -352,7 +352,8 @@ async fn a_server_of_an_older_state_is_told_apart_by_its_versions<P: Graph>(serv
 }
 
 async fn makes_keys_unique_late<P: Graph>(program: P) {
-    if P::unreachable().is_some() {
+    if let Some(why) = P::unreachable() {
+        eprintln!("{why}");
         return;
     }
     let port = free_port();
