@@ -17,24 +17,36 @@ mod servers;
 mod torture;
 
 mod load;
+mod service;
 mod stage;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use seawall::Runtime;
+use seawall::backend::{Applied, Backend, BackendError, BackendName, FencedWrite, Health, Stored};
+use seawall::backends::Neo4jBackend;
 use seawall::breaker::BreakerState;
+use seawall::operation::{Change, Version};
+use seawall::record::{Key, Record};
 use tokio::time::{Instant, sleep};
 
-use load::WRITE_TIMEOUT;
-use stage::{Own, Stage};
+use load::{Load, WRITE_TIMEOUT};
+use servers::proxy::Passage;
+use stage::{Cast, Stage};
+use torture::Told;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graph_that_is_killed_in_mid_saga_is_put_right_when_it_is_back() {
-    let Some(mut stage) = Stage::start(Own::Graph).await else { return };
+    let Some(mut stage) = Stage::start(Cast::Alone).await else { return };
     let load = stage.load();
     stage.acknowledges(100).await;
-    stage.graph.as_mut().unwrap().kill();
+    stage.graph().kill();
     stage.until("the breaker sees it", || stage.is("graph", BreakerState::Open)).await;
     stage.acknowledges(100).await;
     assert!(stage.status().owed > 0, "nothing was cut off: {:?}", stage.status());
-    stage.graph.as_mut().unwrap().restart().await;
+    stage.graph().restart().await;
     stage.recovers().await;
     stage.acknowledges(100).await;
     load.stop().await;
@@ -43,7 +55,7 @@ async fn a_graph_that_is_killed_in_mid_saga_is_put_right_when_it_is_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vector_store_that_hangs_for_longer_than_every_timeout_is_put_right_when_it_goes_on() {
-    let Some(stage) = Stage::start(Own::Nothing).await else { return };
+    let Some(stage) = Stage::start(Cast::Shared).await else { return };
     let load = stage.load();
     stage.acknowledges(100).await;
     stage.vector.freeze().await;
@@ -58,4 +70,125 @@ async fn a_vector_store_that_hangs_for_longer_than_every_timeout_is_put_right_wh
     stage.acknowledges(100).await;
     load.stop().await;
     stage.assert_kept().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_stores_down_and_the_runtime_killed_is_put_right_when_all_are_back() {
+    let Some(mut stage) = Stage::set(Cast::Alone, Told::default()).await else { return };
+    let mut service = service::start(&stage);
+    assert!(service.says(service::BUSY), "{:?}", service.kill());
+    stage.graph().kill();
+    stage.vector.kill();
+    assert!(service.says(service::OWING), "{:?}", service.kill());
+    stage.log.hear(&service.kill());
+    let unanswered = stage.told().unanswered();
+    stage.cut_off = unanswered;
+    stage.open().await;
+    assert!(stage.status().owed > 0, "{:?}", stage.status());
+    stage.graph().restart().await;
+    stage.vector.restart().await;
+    let load = stage.load();
+    stage.recovers().await;
+    stage.acknowledges(100).await;
+    load.stop().await;
+    stage.assert_kept().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_reset_between_apply_and_reply_leaves_one_effect() {
+    let Some(stage) = Stage::start(Cast::Shared).await else { return };
+    let load = stage.load();
+    for _ in 0..3 {
+        for way in [&stage.graph_way, &stage.vector_way] {
+            stage.acknowledges(30).await;
+            let lost = way.lost();
+            way.set(Passage::ResetOnReply);
+            stage.until("replies are lost", || way.lost() >= lost + 10).await;
+            way.set(Passage::Open);
+            stage.recovers().await;
+        }
+    }
+    stage.acknowledges(30).await;
+    load.stop().await;
+    stage.assert_kept().await;
+}
+
+/// Writes that are owed when the drain begins.
+const OWED: usize = 10_000;
+
+/// Each operation stores a record of its own, so that none of those that are owed makes another needless.
+fn one_of_many(operation: u64) -> Vec<Change> {
+    let embedding: Vec<f32> = vec![1.0, 0.0, 0.0, operation as f32];
+    vec![Change::put(Record::new(format!("owed-{operation}")).with("n", operation).with_embedding(embedding))]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_owed_writes_are_drained_under_live_load() {
+    let Some(mut stage) = Stage::set(Cast::Shared, Told::of(one_of_many)).await else { return };
+    stage.config.queue.max_entries = 2 * OWED;
+    stage.open().await;
+    for way in [&stage.graph_way, &stage.vector_way] {
+        way.set(Passage::Reset);
+    }
+    let load = Load::start(&stage.runtime().handle(), &stage.log, 256, 0);
+    stage.until("writes are owed", || stage.status().owed >= OWED).await;
+    load.stop().await;
+    let load = stage.load();
+    for way in [&stage.graph_way, &stage.vector_way] {
+        way.set(Passage::Open);
+    }
+    let before = stage.told().acknowledged();
+    stage.until("what was owed is drained", || stage.status().owed < OWED / 100).await;
+    let live = stage.told().acknowledged() - before;
+    assert!(live > 0, "nobody was served while it was drained");
+    load.stop().await;
+    stage.assert_kept().await;
+}
+
+/// A graph that says that it did what it did not do.
+struct Forgetful {
+    inner: Neo4jBackend,
+    forgets: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Backend for Forgetful {
+    fn name(&self) -> BackendName {
+        self.inner.name()
+    }
+
+    async fn apply(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
+        match self.forgets.swap(false, Ordering::SeqCst) {
+            true => Ok(Applied::default()),
+            false => self.inner.apply(write).await,
+        }
+    }
+
+    async fn read(&self, keys: &[Key]) -> Result<Vec<Option<Stored>>, BackendError> {
+        self.inner.read(keys).await
+    }
+
+    async fn probe(&self) -> Result<Health, BackendError> {
+        self.inner.probe().await
+    }
+
+    async fn newest_version(&self) -> Result<Version, BackendError> {
+        self.inner.newest_version().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_judge_notices_a_single_write_that_a_store_did_not_keep() {
+    let Some(mut stage) = Stage::set(Cast::Shared, Told::default()).await else { return };
+    let forgets = Arc::new(AtomicBool::new(false));
+    let graph = Forgetful { inner: stage.stores.open_graph(), forgets: Arc::clone(&forgets) };
+    stage.put(Runtime::builder().config(stage.config.clone()).backend(graph).start().await.unwrap());
+    let load = stage.load();
+    stage.acknowledges(50).await;
+    load.stop().await;
+    stage.assert_kept().await;
+    forgets.store(true, Ordering::SeqCst);
+    while !stage.log.write(&stage.runtime().handle()).await || forgets.load(Ordering::SeqCst) {}
+    let (figures, problems) = stage.judge().await;
+    assert!(figures.lost + figures.reordered + figures.resurrected > 0, "{figures:?} {problems:?}");
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use seawall::Runtime;
@@ -12,15 +12,15 @@ use seawall::breaker::{BreakerHandle, BreakerState};
 use seawall::config::{BackendConfig, Config, Neo4jConfig, QdrantConfig, Secret};
 use seawall::operation::Status;
 use tempfile::TempDir;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{sleep, timeout};
 
 use crate::load::{Load, Log, WRITE_TIMEOUT};
-use crate::servers::Server;
 use crate::servers::arcadedb::{ArcadeDb, ArcadeDbServer};
 use crate::servers::neo4j::{Neo4j, Neo4jServer};
 use crate::servers::proxy::{Protocol, Proxy};
 use crate::servers::qdrant::{Qdrant, QdrantServer};
+use crate::servers::{Server, listens};
 use crate::torture::{Figures, Told};
 
 /// How long anything may take that has to come.
@@ -66,76 +66,164 @@ impl Graph {
             Self::ArcadeDb(server) => server.port(),
         }
     }
+}
 
-    fn config(&self) -> Neo4jConfig {
-        let (user, password, database) = match self {
-            Self::Neo4j(_) => (Neo4j::USER, Neo4j::PASSWORD, None),
-            Self::ArcadeDb(_) => (ArcadeDb::USER, ArcadeDb::PASSWORD, Some(ArcadeDb::DATABASE.to_owned())),
+/// Where the stores of a stage are, told to another process as text.
+#[derive(Clone)]
+pub(crate) struct Stores {
+    /// Whether ArcadeDB stands in for Neo4j.
+    stand_in: bool,
+    graph: u16,
+    vector: u16,
+    /// What tells the records of this stage from those of others.
+    label: String,
+}
+
+impl Stores {
+    pub(crate) fn to_text(&self) -> String {
+        format!("{} {} {} {}", self.stand_in, self.graph, self.vector, self.label)
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        Some(Self {
+            stand_in: parts.next()?.parse().ok()?,
+            graph: parts.next()?.parse().ok()?,
+            vector: parts.next()?.parse().ok()?,
+            label: parts.next()?.to_owned(),
+        })
+    }
+
+    fn neo4j(&self) -> Neo4jConfig {
+        let (user, password, database) = match self.stand_in {
+            false => (Neo4j::USER, Neo4j::PASSWORD, None),
+            true => (ArcadeDb::USER, ArcadeDb::PASSWORD, Some(ArcadeDb::DATABASE.to_owned())),
         };
         Neo4jConfig {
+            uri: format!("bolt://127.0.0.1:{}", self.graph),
             user: user.to_owned(),
             password: Some(Secret::new(password)),
             database,
+            label: self.label.clone(),
             connect_timeout: Duration::from_secs(1),
             ..Neo4jConfig::default()
         }
     }
+
+    fn qdrant(&self) -> QdrantConfig {
+        QdrantConfig {
+            url: format!("http://127.0.0.1:{}", self.vector),
+            dimension: DIMENSION,
+            timeout: Duration::from_millis(1_400),
+            connect_timeout: Duration::from_secs(1),
+            ..QdrantConfig::default()
+        }
+    }
+
+    pub(crate) fn open_graph(&self) -> Neo4jBackend {
+        Neo4jBackend::new("graph", &self.neo4j()).expect("can be used")
+    }
+
+    fn open_vector(&self) -> QdrantBackend {
+        QdrantBackend::new("vector", &self.qdrant()).expect("can be used")
+    }
 }
 
-/// Whether the server of the graph may be killed.
+/// How a stage has the server of the graph, which all stages of a process share, each under a label of its own: it is
+/// slow to start. It ends with the last of them.
+pub(crate) enum Lease {
+    Alone(OwnedRwLockWriteGuard<Graph>),
+    Shared(OwnedRwLockReadGuard<Graph>),
+}
+
+impl Lease {
+    async fn take(who: Cast) -> Option<Self> {
+        static SERVER: Mutex<Weak<RwLock<Graph>>> = Mutex::const_new(Weak::new());
+        let server = {
+            let mut known = SERVER.lock().await;
+            match known.upgrade() {
+                Some(server) => server,
+                None => {
+                    let server = Arc::new(RwLock::new(Graph::start().await?));
+                    *known = Arc::downgrade(&server);
+                    server
+                }
+            }
+        };
+        if !listens(server.read().await.port()).await {
+            // Whoever killed it has failed before it was back.
+            let mut server = server.write().await;
+            if !listens(server.port()).await {
+                server.restart().await;
+            }
+        }
+        Some(match who {
+            Cast::Alone => Self::Alone(server.write_owned().await),
+            Cast::Shared => Self::Shared(server.read_owned().await),
+        })
+    }
+
+    fn server(&self) -> &Graph {
+        match self {
+            Self::Alone(server) => server,
+            Self::Shared(server) => server,
+        }
+    }
+}
+
+/// Whether others may use the server of the graph at the same time.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Own {
-    /// It is this stage's own.
-    Graph,
-    /// It serves other stages too, under other labels.
-    Nothing,
+pub(crate) enum Cast {
+    /// Nobody: it is going to be killed.
+    Alone,
+    Shared,
 }
 
 /// The servers, and what was written through them.
 pub(crate) struct Stage {
-    /// Where this stage has one of its own.
-    pub(crate) graph: Option<Graph>,
+    graph: Lease,
     pub(crate) graph_way: Proxy,
     pub(crate) vector: QdrantServer,
     pub(crate) vector_way: Proxy,
     pub(crate) log: Arc<Log>,
     /// Of the runtimes that are started from now on.
     pub(crate) config: Config,
+    /// Where the stores are for a runtime.
+    pub(crate) stores: Stores,
     runtime: Option<Runtime>,
+    /// Requests that nobody could answer any more.
+    pub(crate) cut_off: usize,
     /// The stores, asked without anything in between.
-    stores: (Neo4jBackend, QdrantBackend),
-    _dir: TempDir,
+    held: (Neo4jBackend, QdrantBackend),
+    pub(crate) dir: TempDir,
 }
 
 impl Stage {
     /// Servers that run, and no runtime yet. `None`, with a word about it, where none were installed.
-    pub(crate) async fn set(own: Own, told: Told) -> Option<Self> {
-        static SHARED: OnceCell<Option<Graph>> = OnceCell::const_new();
+    pub(crate) async fn set(who: Cast, told: Told) -> Option<Self> {
         static LABELS: AtomicU64 = AtomicU64::new(0);
-        let (graph, shared) = match own {
-            Own::Graph => (Some(Graph::start().await?), None),
-            Own::Nothing => (None, Some(SHARED.get_or_init(Graph::start).await.as_ref()?)),
-        };
-        let server = graph.as_ref().or(shared).expect("one of both is there");
+        let graph = Lease::take(who).await?;
+        let server = graph.server();
         let graph_way = Proxy::speaking(Protocol::Bolt, server.port()).await;
-        let label = format!("Record{}", LABELS.fetch_add(1, Ordering::Relaxed));
-        let neo4j =
-            |port| Neo4jConfig { uri: format!("bolt://127.0.0.1:{port}"), label: label.clone(), ..server.config() };
         let vector = QdrantServer::start(Qdrant::default()).await?;
         let vector_way = Proxy::speaking(Protocol::Grpc, vector.port()).await;
+        let direct = Stores {
+            stand_in: matches!(server, Graph::ArcadeDb(_)),
+            graph: server.port(),
+            vector: vector.port(),
+            label: format!("Record{}", LABELS.fetch_add(1, Ordering::Relaxed)),
+        };
+        let stores = Stores { graph: graph_way.port(), vector: vector_way.port(), ..direct.clone() };
         let dir = tempfile::tempdir().expect("a directory");
-        let config = config(dir.path(), neo4j(graph_way.port()), qdrant(vector_way.port()));
-        let stores = (
-            Neo4jBackend::new("graph", &neo4j(server.port())).expect("can be used"),
-            QdrantBackend::new("vector", &qdrant(vector.port())).expect("can be used"),
-        );
+        let config = config(dir.path(), &stores);
+        let held = (direct.open_graph(), direct.open_vector());
         let log = Arc::new(Log::new(told, false));
-        Some(Self { graph, graph_way, vector, vector_way, log, config, runtime: None, stores, _dir: dir })
+        Some(Self { graph, graph_way, vector, vector_way, log, config, stores, runtime: None, cut_off: 0, held, dir })
     }
 
     /// The same with a runtime.
-    pub(crate) async fn start(own: Own) -> Option<Self> {
-        let mut stage = Self::set(own, Told::default()).await?;
+    pub(crate) async fn start(who: Cast) -> Option<Self> {
+        let mut stage = Self::set(who, Told::default()).await?;
         stage.open().await;
         Some(stage)
     }
@@ -144,6 +232,14 @@ impl Stage {
     pub(crate) async fn open(&mut self) {
         let runtime = Runtime::builder().config(self.config.clone()).start().await;
         self.runtime = Some(runtime.expect("the runtime starts"));
+    }
+
+    /// The server of the graph, to be killed by a stage that has it alone.
+    pub(crate) fn graph(&mut self) -> &mut Graph {
+        match &mut self.graph {
+            Lease::Alone(server) => server,
+            Lease::Shared(_) => panic!("others use it"),
+        }
     }
 
     /// A runtime that was started in some other way.
@@ -216,9 +312,10 @@ impl Stage {
         let mut problems: Vec<String> =
             self.runtime().handle().dead_letters().iter().map(|letter| format!("a dead letter: {letter:?}")).collect();
         figures.lost += problems.len() as u64;
+        assert_eq!(self.told().unanswered(), self.cut_off, "requests were not answered");
         let mut told = std::mem::take(&mut *self.told());
         let handle = self.runtime().handle();
-        let stores: [(_, &dyn Backend); 2] = [("graph", &self.stores.0), ("vector", &self.stores.1)];
+        let stores: [(_, &dyn Backend); 2] = [("graph", &self.held.0), ("vector", &self.held.1)];
         told.compare(|operation| handle.outcome(operation), stores).await;
         figures += &told.take_figures();
         problems.append(&mut told.problems);
@@ -235,18 +332,8 @@ impl Stage {
     }
 }
 
-fn qdrant(port: u16) -> QdrantConfig {
-    QdrantConfig {
-        url: format!("http://127.0.0.1:{port}"),
-        dimension: DIMENSION,
-        timeout: Duration::from_millis(1_400),
-        connect_timeout: Duration::from_secs(1),
-        ..QdrantConfig::default()
-    }
-}
-
 /// Quick to fail and quick to heal.
-pub(crate) fn config(dir: &Path, neo4j: Neo4jConfig, qdrant: QdrantConfig) -> Config {
+pub(crate) fn config(dir: &Path, stores: &Stores) -> Config {
     let mut config = Config { data_dir: dir.join("seawall"), ..Config::default() };
     let quick = Duration::from_millis(20);
     config.gateway.write_timeout = WRITE_TIMEOUT;
@@ -267,8 +354,8 @@ pub(crate) fn config(dir: &Path, neo4j: Neo4jConfig, qdrant: QdrantConfig) -> Co
     config.health.timeout = 10 * quick;
     config.sync.backoff = quick;
     config.sync.max_backoff = 10 * quick;
-    config.backends.insert("graph".to_owned(), backend(&config, |backend| backend.neo4j = Some(neo4j)));
-    config.backends.insert("vector".to_owned(), backend(&config, |backend| backend.qdrant = Some(qdrant)));
+    config.backends.insert("graph".to_owned(), backend(&config, |backend| backend.neo4j = Some(stores.neo4j())));
+    config.backends.insert("vector".to_owned(), backend(&config, |backend| backend.qdrant = Some(stores.qdrant())));
     config
 }
 
