@@ -22,19 +22,24 @@ mod stage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use seawall::Runtime;
 use seawall::backend::{Applied, Backend, BackendError, BackendName, FencedWrite, Health, Stored};
 use seawall::backends::Neo4jBackend;
-use seawall::breaker::BreakerState;
+use seawall::breaker::{BreakerState, TransitionCause};
+use seawall::config::RedisConfig;
+use seawall::event::{EventKind, Update};
+use seawall::fallback::Mode;
 use seawall::operation::{Change, Version};
 use seawall::record::{Key, Record};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use load::{Load, WRITE_TIMEOUT};
 use servers::proxy::Passage;
-use stage::{Cast, Stage};
+use servers::redis::{Redis, RedisServer};
+use stage::{Cast, PATIENCE, Stage};
 use torture::Told;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,6 +148,114 @@ async fn ten_thousand_owed_writes_are_drained_under_live_load() {
     assert!(live > 0, "nobody was served while it was drained");
     load.stop().await;
     stage.assert_kept().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stores_that_come_and_go_keep_what_was_acknowledged() {
+    let Some(redis) = RedisServer::start(Redis::default()).await else { return };
+    let Some(mut stage) = Stage::set(Cast::Shared, Told::default()).await else { return };
+    stage.add_cache(redis.port());
+    stage.open().await;
+    let load = stage.load();
+    let mut redis = redis;
+    for round in 0..4 {
+        let breakages = [Passage::Reset, Passage::HalfClosed, Passage::BlackHole, Passage::Narrow(2_000)];
+        let (way, backend) = [(&stage.graph_way, "graph"), (&stage.vector_way, "vector")][round % 2];
+        for passage in breakages {
+            way.set(passage);
+            stage.acknowledges(5).await;
+            way.set(Passage::Open);
+            stage.acknowledges(5).await;
+        }
+        way.set(Passage::Reset);
+        stage.until("the breaker sees it", || stage.is(backend, BreakerState::Open)).await;
+        redis.kill();
+        stage.acknowledges(20).await;
+        way.set(Passage::Open);
+        redis.restart().await;
+    }
+    stage.vector.kill();
+    stage.acknowledges(20).await;
+    stage.vector.restart().await;
+    stage.recovers().await;
+    stage.acknowledges(20).await;
+    load.stop().await;
+    stage.assert_kept().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_server_opens_its_breaker_by_the_rule_for_slow_calls_and_a_quick_one_closes_it() {
+    let Some(mut stage) = Stage::set(Cast::Shared, Told::default()).await else { return };
+    // A call goes there and back several times: later than slow, sooner than failed.
+    let late = Duration::from_millis(150);
+    let graph = stage.config.backends.get_mut("graph").unwrap();
+    graph.call.timeout = Duration::from_secs(20);
+    graph.breaker.slow_call = 2 * late;
+    graph.breaker.slow_call_rate = Some(0.5);
+    (graph.breaker.minimum_calls, graph.breaker.window_calls) = (10, 20);
+    (graph.breaker.failure_threshold, graph.breaker.overdue_calls) = (1_000, None);
+    stage.open().await;
+    let load = stage.load();
+    stage.acknowledges(50).await;
+    let mut events = stage.runtime().subscribe();
+    stage.graph_way.set(Passage::Late(late));
+    let cause = timeout(PATIENCE, async {
+        loop {
+            let Some(Update::Event(event)) = events.next().await else { continue };
+            if let EventKind::BreakerChanged { backend, to: BreakerState::Open, cause, .. } = event.kind.clone()
+                && backend.as_str() == "graph"
+            {
+                return cause;
+            }
+        }
+    });
+    let cause = cause.await.expect("the breaker opens");
+    assert!(matches!(cause, TransitionCause::SlowCallRate { .. }), "{cause:?}");
+    stage.acknowledges(50).await;
+    stage.graph_way.set(Passage::Open);
+    stage.recovers().await;
+    stage.acknowledges(50).await;
+    load.stop().await;
+    stage.assert_kept().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_killed_while_breakers_trip_fails_no_call() {
+    let Some(mut redis) = RedisServer::start(Redis::default()).await else { return };
+    let Some(mut stage) = Stage::set(Cast::Shared, Told::default()).await else { return };
+    stage.config.redis =
+        RedisConfig { enabled: true, host: "127.0.0.1".to_owned(), port: redis.port(), ..RedisConfig::default() };
+    // Nobody is refused for what the breakers see, so that whoever is refused is refused for Redis.
+    stage.config.fallback.mode_when_normal = Mode::QueueWrites;
+    stage.open().await;
+    let load = stage.load();
+    stage.acknowledges(50).await;
+    for backend in ["graph", "vector"] {
+        let way = if backend == "graph" { &stage.graph_way } else { &stage.vector_way };
+        redis.kill();
+        way.set(Passage::Reset);
+        stage.until("the breaker trips", || stage.is(backend, BreakerState::Open)).await;
+        stage.acknowledges(50).await;
+        redis.restart().await;
+        assert_eq!(redis.say("FLUSHALL").await, "+OK");
+        stage.acknowledges(20).await;
+        way.set(Passage::Open);
+        stage.recovers().await;
+    }
+    load.stop().await;
+    let figures = stage.assert_kept().await;
+    assert_eq!((figures.refused, figures.unknown), (0, 0));
+    // It is used again.
+    stage.graph_way.set(Passage::Reset);
+    while stage.breaker("graph").view().state != BreakerState::Open {
+        stage.log.write(&stage.runtime().handle()).await;
+    }
+    let saved = timeout(PATIENCE, async {
+        while redis.say("EXISTS circuit_breaker:graph:state").await != ":1" {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    saved.await.expect("the state is kept in Redis");
 }
 
 /// A graph that says that it did what it did not do.

@@ -9,7 +9,7 @@ use seawall::Runtime;
 use seawall::backend::Backend;
 use seawall::backends::{Neo4jBackend, QdrantBackend};
 use seawall::breaker::{BreakerHandle, BreakerState};
-use seawall::config::{BackendConfig, Config, Neo4jConfig, QdrantConfig, Secret};
+use seawall::config::{BackendConfig, Config, Neo4jConfig, QdrantConfig, RedisCacheConfig, Secret};
 use seawall::operation::Status;
 use tempfile::TempDir;
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
@@ -24,7 +24,7 @@ use crate::servers::{Server, listens};
 use crate::torture::{Figures, Told};
 
 /// How long anything may take that has to come.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// As `torture::writer` makes its embeddings.
 const DIMENSION: usize = 4;
 /// How many write at the same time, and how many read.
@@ -226,6 +226,13 @@ impl Stage {
         let mut stage = Self::set(who, Told::default()).await?;
         stage.open().await;
         Some(stage)
+    }
+
+    /// Gives the next runtime a best-effort copy of everything in a Redis at this port.
+    pub(crate) fn add_cache(&mut self, port: u16) {
+        let redis = RedisCacheConfig { host: "127.0.0.1".to_owned(), port, ..RedisCacheConfig::default() };
+        let cache = backend(&self.config, |backend| backend.redis_cache = Some(redis));
+        self.config.backends.insert("cache".to_owned(), cache);
     }
 
     /// Starts a runtime on what the last one left.
