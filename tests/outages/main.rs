@@ -20,6 +20,7 @@ mod load;
 mod service;
 mod stage;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -32,6 +33,8 @@ use seawall::breaker::{BreakerState, TransitionCause};
 use seawall::config::RedisConfig;
 use seawall::event::{EventKind, Update};
 use seawall::fallback::Mode;
+use seawall::guard::{FaultHook, Step};
+use seawall::journal::{JournalConfig, OnDamage, SledJournal};
 use seawall::operation::{Change, Version};
 use seawall::record::{Key, Record};
 use tokio::time::{Instant, sleep, timeout};
@@ -256,6 +259,55 @@ async fn redis_killed_while_breakers_trip_fails_no_call() {
         }
     });
     saved.await.expect("the state is kept in Redis");
+}
+
+/// A disk on which there is no room while it is full.
+#[derive(Default)]
+struct Disk {
+    full: AtomicBool,
+}
+
+impl FaultHook for Disk {
+    fn before(&self, step: Step) -> io::Result<()> {
+        const ENOSPC: i32 = 28;
+        match step {
+            Step::Open | Step::Read => Ok(()),
+            _ if self.full.load(Ordering::SeqCst) => Err(io::Error::from_raw_os_error(ENOSPC)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_without_room_during_an_outage_refuses_and_keeps_what_it_acknowledged() {
+    let Some(mut stage) = Stage::set(Cast::Shared, Told::default()).await else { return };
+    let disk = Arc::new(Disk::default());
+    let open = {
+        let (dir, fault) = (stage.config.data_dir.clone(), Arc::clone(&disk) as Arc<dyn FaultHook>);
+        let config = JournalConfig { outcomes: stage.config.queue.outcomes, ..stage.config.journal.clone() };
+        move || SledJournal::open_with_faults(&dir, config, OnDamage::Refuse, Some(fault))
+    };
+    let (journal, found) = tokio::task::spawn_blocking(open).await.unwrap().unwrap();
+    let builder = Runtime::builder().config(stage.config.clone()).journal(Arc::new(journal), found.records);
+    stage.put(builder.start().await.unwrap());
+    let load = stage.load();
+    stage.acknowledges(50).await;
+    stage.graph_way.set(Passage::Reset);
+    stage.until("writes are owed", || stage.status().owed >= 50).await;
+    disk.full.store(true, Ordering::SeqCst);
+    stage.until("the mode falls", || stage.status().mode == Mode::ReadOnly).await;
+    let acknowledged = stage.told().acknowledged();
+    assert!(!stage.log.write(&stage.runtime().handle()).await, "a full disk keeps nothing");
+    // Back in this order, so that the outage is longer than the want of room.
+    disk.full.store(false, Ordering::SeqCst);
+    stage.until("the mode comes back", || stage.status().mode == Mode::QueueWrites).await;
+    stage.until("writes are taken again", || stage.told().acknowledged() > acknowledged + 20).await;
+    stage.graph_way.set(Passage::Open);
+    stage.recovers().await;
+    stage.acknowledges(50).await;
+    load.stop().await;
+    let figures = stage.assert_kept().await;
+    assert!(figures.refused > 0, "{figures:?}");
 }
 
 /// A graph that says that it did what it did not do.
