@@ -3,7 +3,6 @@
 #[path = "../servers/mod.rs"]
 mod servers;
 
-mod commits;
 mod handle;
 mod neo4j;
 mod qdrant;

@@ -18,9 +18,9 @@ use seawall::record::{Key, Properties, Record};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::commits::LossyCommits;
 use crate::servers::arcadedb::ArcadeDb;
 use crate::servers::neo4j::Neo4j;
+use crate::servers::proxy::{Passage, Protocol, Proxy};
 use crate::servers::{Program, Server, free_port};
 
 /// How long anything may take that has to come to an end.
@@ -117,7 +117,7 @@ async fn record_of(backend: &Neo4jBackend, key: &str) -> Option<Record> {
 /// A server with everything that can happen to it, each time under another label.
 struct Store<P: Graph> {
     server: Mutex<Server<P>>,
-    way: LossyCommits,
+    way: Proxy,
 }
 
 #[async_trait]
@@ -139,7 +139,7 @@ impl<P: Graph> Subject for Store<P> {
         match outage {
             Outage::Refused => server.kill(),
             Outage::Hung => server.freeze().await,
-            Outage::Reset => self.way.lose(true),
+            Outage::Reset => self.way.set(Passage::ResetOnReply),
         }
         Supported::Yes
     }
@@ -149,14 +149,14 @@ impl<P: Graph> Subject for Store<P> {
         match outage {
             Outage::Refused => server.restart().await,
             Outage::Hung => server.thaw(),
-            Outage::Reset => self.way.lose(false),
+            Outage::Reset => self.way.set(Passage::Open),
         }
     }
 }
 
 async fn conforms<P: Graph>() {
     let Some(server) = start(P::default()).await else { return };
-    let way = LossyCommits::to(server.port()).await;
+    let way = Proxy::speaking(Protocol::Bolt, server.port()).await;
     let store = Store { server: Mutex::new(server), way };
     conformance::check(&store).await.assert();
     assert!(store.way.lost() > 0, "no reply got lost");

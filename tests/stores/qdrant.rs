@@ -14,7 +14,7 @@ use seawall::record::{Key, Properties, Record};
 use serde_json::json;
 use tokio::sync::Mutex;
 
-use crate::servers::proxy::{Passage, Proxy};
+use crate::servers::proxy::{Passage, Protocol, Proxy};
 use crate::servers::qdrant::{Qdrant, QdrantServer};
 
 const HUSH: &str = "hush-hush";
@@ -72,7 +72,7 @@ struct Collections {
 
 impl Collections {
     async fn on(server: QdrantServer, behind_proxy: bool) -> Self {
-        let proxy = if behind_proxy { Some(Proxy::start(server.port()).await) } else { None };
+        let proxy = if behind_proxy { Some(Proxy::speaking(Protocol::Grpc, server.port()).await) } else { None };
         Self { server: Mutex::new(server), proxy, opened: AtomicU32::new(0) }
     }
 }

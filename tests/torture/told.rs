@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 use std::path::Path;
 
 use seawall::backend::{Backend, Stored};
-use seawall::operation::{Change, Outcome, Version};
+use seawall::operation::{Change, OperationId, Outcome, Version};
 use seawall::record::{Key, Record};
 use serde::Serialize;
 
@@ -81,8 +81,9 @@ struct Operation {
 }
 
 /// All that the writers of one directory were told.
-#[derive(Default)]
 pub struct Told {
+    /// What an operation changes.
+    changes: fn(u64) -> Vec<Change>,
     /// Since the last judgement.
     operations: BTreeMap<u64, Operation>,
     /// What the stores held at the last judgement.
@@ -98,7 +99,53 @@ pub struct Told {
     pub problems: Vec<String>,
 }
 
+impl Default for Told {
+    fn default() -> Self {
+        Self::of(changes)
+    }
+}
+
 impl Told {
+    /// Of writers whose operations change this.
+    pub fn of(changes: fn(u64) -> Vec<Change>) -> Self {
+        Self {
+            changes,
+            operations: BTreeMap::new(),
+            base: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            held: BTreeMap::new(),
+            known: Version::default(),
+            next: 0,
+            figures: Figures::default(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// What this operation changes.
+    pub fn changes(&self, operation: u64) -> Vec<Change> {
+        (self.changes)(operation)
+    }
+
+    /// What was counted since the last time.
+    pub fn take_figures(&mut self) -> Figures {
+        std::mem::take(&mut self.figures)
+    }
+
+    /// How many operations were never answered, of those since the last judgement.
+    pub fn unanswered(&self) -> usize {
+        self.operations.values().filter(|operation| operation.answer == Answer::None).count()
+    }
+
+    /// How many were acknowledged, of those since the last judgement.
+    pub fn acknowledged(&self) -> usize {
+        self.operations.values().filter(|operation| matches!(operation.answer, Answer::Held(_))).count()
+    }
+
+    /// The newest version of a key that was acknowledged.
+    pub fn floor(&self, key: &Key) -> Version {
+        self.floors.get(key).copied().unwrap_or_default()
+    }
+
     /// The number of the next operation.
     pub fn next(&self) -> u64 {
         self.next
@@ -131,7 +178,7 @@ impl Told {
 
     fn asked(&mut self, operation: u64) {
         let floor = |change: &Change| self.floors.get(change.key()).copied().unwrap_or_default();
-        let floor = changes(operation).iter().map(floor).max().unwrap_or_default().max(self.known);
+        let floor = (self.changes)(operation).iter().map(floor).max().unwrap_or_default().max(self.known);
         self.operations.insert(operation, Operation { answer: Answer::None, floor });
         // Far enough from those that were perhaps begun and not heard of.
         self.next = self.next.max(operation + 100);
@@ -146,7 +193,7 @@ impl Told {
         }
         asked.answer = answer;
         if let Answer::Held(version) = answer {
-            for change in changes(operation) {
+            for change in (self.changes)(operation) {
                 let floor = self.floors.entry(change.key().clone()).or_default();
                 *floor = version.max(*floor);
             }
@@ -159,7 +206,9 @@ impl Told {
             Ok(site) => {
                 self.figures.recovered += site.runtime.handle().status().owed as u64;
                 if site.quiet().await {
-                    self.compare(&site).await;
+                    let handle = site.runtime.handle();
+                    let stores: [(_, &dyn Backend); 2] = [("graph", &*site.graph), ("vector", &*site.vector)];
+                    self.compare(|operation| handle.outcome(operation), stores).await;
                     let miscounts = site.miscounts();
                     self.figures.miscounted += miscounts.len() as u64;
                     self.problems.extend(miscounts);
@@ -174,23 +223,28 @@ impl Told {
                 self.problems.push(format!("does not open: {reason}"));
             }
         }
-        std::mem::take(&mut self.figures)
+        self.take_figures()
     }
 
-    async fn compare(&mut self, site: &Site) {
-        let effects = self.effects(|operation| site.runtime.handle().outcome(id(operation)));
+    /// Compares what these stores hold, once nothing is owed, with what the writers were told.
+    pub async fn compare(
+        &mut self,
+        outcome: impl Fn(OperationId) -> Outcome,
+        stores: [(&'static str, &dyn Backend); 2],
+    ) {
+        let effects = self.effects(|operation| outcome(id(operation)));
         let mut keys: Vec<Key> = effects.keys().chain(self.base.keys()).cloned().collect();
         keys.sort_unstable();
         keys.dedup();
-        let graph = site.graph.read(&keys).await.expect("the graph store is well");
-        let vector = site.vector.read(&keys).await.expect("the vector store is well");
-        for ((key, graph), vector) in keys.into_iter().zip(graph).zip(vector) {
+        let [(one, first), (other, second)] = stores;
+        let (first, second) = (read(first, &keys).await, read(second, &keys).await);
+        for ((key, first), second) in keys.into_iter().zip(first).zip(second) {
             let none = BTreeMap::new();
             let effects = effects.get(&key).unwrap_or(&none);
             let (before, record) = self.base.get(&key).cloned().unwrap_or_default();
             let expected = effects.values().fold(record, |record, change| change.apply_to(record));
             let newest = effects.keys().next_back().copied().unwrap_or_default().max(before);
-            for (store, held) in [("graph", &graph), ("vector", &vector)] {
+            for (store, held) in [(one, &first), (other, &second)] {
                 self.check(store, &key, newest, expected.as_ref(), held.as_ref());
             }
             self.known = self.known.max(newest);
@@ -241,7 +295,7 @@ impl Told {
                 figures.reordered += 1;
                 self.problems.push(format!("operation {number}: {version} is not above {}", operation.floor));
             }
-            for change in changes(*number) {
+            for change in (self.changes)(*number) {
                 if effects.entry(change.key().clone()).or_default().insert(version, change).is_some() {
                     figures.duplicated += 1;
                     self.problems.push(format!("operation {number}: {version} was given twice"));
@@ -277,6 +331,15 @@ impl Told {
         self.problems
             .push(format!("{store} holds {key} at {version} as {record}, must be {least} as {expected} or above"));
     }
+}
+
+/// What a store that is well holds, asked for in pieces that no store finds too large.
+async fn read(store: &dyn Backend, keys: &[Key]) -> Vec<Option<Stored>> {
+    let mut held = Vec::with_capacity(keys.len());
+    for keys in keys.chunks(500) {
+        held.extend(store.read(keys).await.expect("the store is well"));
+    }
+    held
 }
 
 fn show(record: Option<&Record>) -> String {
