@@ -22,7 +22,7 @@ use crate::switch::Switch;
 /// How long a server may take to answer for the first time.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What the demonstration shortens, in words.
-const SHORTENED: &str = "shortened for the demonstration: breakers wait 1 s (default 60 s), probes come every second \
+const SHORTENED: &str = "shortened for the demonstration: breakers wait 2 s (default 60 s), probes come every second \
      (default 30 s),\ncalls are given up after 2 s (default 10 s)";
 
 /// Where the servers are.
@@ -132,7 +132,7 @@ impl GraphServer {
 
 fn config(dimension: usize) -> Config {
     let mut config = Config::default();
-    config.breaker.reset_timeout = Duration::from_secs(1);
+    config.breaker.reset_timeout = Duration::from_secs(2);
     config.health.interval = Duration::from_secs(1);
     config.health.timeout = Duration::from_secs(1);
     config.call.timeout = Duration::from_secs(2);
