@@ -93,7 +93,7 @@ async fn main() -> ExitCode {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
-    match run(Args::parse()).await {
+    match Box::pin(run(Args::parse())).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -115,7 +115,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let site = Site::open(place, catalogue.dimension, &reporter).await?;
     let slowly = !args.json && std::io::stdout().is_terminal();
     let story = Story::begin(site, catalogue, Arc::clone(&reporter), slowly);
-    let findings = story.tell(Duration::from_secs(args.seconds)).await?;
+    let findings = Box::pin(story.tell(Duration::from_secs(args.seconds))).await?;
     let summary = Summary::of(&reporter, &findings);
     summary.show(&findings, &reporter);
     if args.json {

@@ -130,7 +130,7 @@ impl Neo4jBackend {
     /// Sees to it that keys are unique.
     async fn ensure_schema(&self) -> Result<(), BackendError> {
         let schema = Arc::clone(&self.schema());
-        schema.get_or_try_init(|| self.create_schema()).await.map(|()| ())
+        schema.get_or_try_init(|| self.create_schema()).await.copied()
     }
 
     async fn create_schema(&self) -> Result<(), BackendError> {
