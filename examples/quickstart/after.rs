@@ -1,33 +1,19 @@
 //! Chapters 4 to 6, in the process that did the killing: a restart on the same directory, recovery, comparison.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use seawall::backend::{Backend, BackendName, Stored};
+use seawall::backend::BackendName;
 use seawall::backends::{GraphBackend, GraphConfig, VectorBackend, VectorConfig};
 use seawall::operation::Outcome;
-use seawall::record::Key;
-use tokio::time::{Instant, sleep};
 
 use crate::client::Client;
 use crate::input::Catalogue;
 use crate::report::{Report, Reporter};
 use crate::service::Service;
+use crate::summary::{self, Findings};
 use crate::verdict::Verdict;
-
-/// How long the stores may take to get what they are owed.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What was found in the end.
-pub(crate) struct Findings {
-    /// Acknowledged as queued, and in both stores in the end.
-    pub(crate) drained: usize,
-    pub(crate) dead_letters: usize,
-    pub(crate) verdicts: Vec<(BackendName, Verdict)>,
-}
 
 /// Goes on where the killed process stopped.
 pub(crate) async fn run(
@@ -51,14 +37,12 @@ pub(crate) async fn run(
     service.graph.up();
     service.vector.up();
     client.reporter.happened("both stores can be reached from now on");
-    drain(&client).await;
+    client.drain().await;
     client.walk().await;
     client.read_all().await;
     client.breathe().await;
 
-    let queued: Vec<_> = client.reporter.book().queued().collect();
-    let in_both = |operation: &_| matches!(client.handle.outcome(*operation), Outcome::Committed(_));
-    let drained = queued.iter().filter(|operation| in_both(operation)).count();
+    let drained = client.drained();
     let dead_letters = client.handle.status().dead_letters;
     let effects = service.effects();
     service.stop().await?;
@@ -98,24 +82,6 @@ async fn settle_unanswered(client: &Client) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn drain(client: &Client) {
-    let owed = client.handle.status().owed;
-    client.reporter.tell(Report::Task { label: "owed writes drained".to_owned(), steps: owed as u64 });
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let status = client.handle.status();
-        client.reporter.tell(Report::Step { done: owed.saturating_sub(status.owed) as u64 });
-        // Dead letters wait for a person.
-        if status.owed == status.dead_letters || Instant::now() > until {
-            break;
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    client.reporter.tell(Report::TaskDone);
-    let left = client.handle.status().owed;
-    client.reporter.line(format!("{} of {owed} owed writes were given to the stores", owed.saturating_sub(left)));
-}
-
 async fn compare(
     dir: &Path,
     catalogue: &Catalogue,
@@ -123,16 +89,7 @@ async fn compare(
 ) -> Result<Vec<(BackendName, Verdict)>, Box<dyn Error>> {
     let graph = GraphBackend::open(dir.join("graph"), GraphConfig::default()).await?;
     let vector = VectorBackend::open(dir.join("vector"), VectorConfig::default()).await?;
-    let stores: [&dyn Backend; 2] = [&graph, &vector];
-    let expected = reporter.book().expected(catalogue);
-    let keys: Vec<Key> = expected.keys().cloned().collect();
-    let mut verdicts = Vec::new();
-    for store in stores {
-        let stored = store.read(&keys).await?;
-        let held: HashMap<Key, Option<Stored>> = keys.iter().cloned().zip(stored).collect();
-        let verdict = Verdict::of(&store.name(), &held, &expected, &reporter.book());
-        verdicts.push((store.name(), verdict));
-    }
+    let verdicts = summary::compare(&[&graph, &vector], catalogue, reporter).await?;
     graph.close().await?;
     vector.close().await?;
     Ok(verdicts)

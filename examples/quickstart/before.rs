@@ -3,23 +3,18 @@
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use seawall::fallback::DegradationLevel;
 use seawall::record::Key;
-use tokio::time::{sleep, timeout};
 
 use crate::book::Job;
-use crate::client::{Client, GaveUp};
+use crate::client::{Client, GaveUp, until};
 use crate::input::Catalogue;
 use crate::report::{Report, Reporter};
-use crate::screen;
 use crate::service::Service;
 
 /// Records that the story shows, where the input has them.
 const SHOWN: [&str; 4] = ["postgresql", "nginx", "sqlite3", "wget"];
-/// How long the story waits for something that has to happen.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tells the story until the process is killed.
 pub(crate) async fn run(
@@ -52,7 +47,7 @@ impl Story {
         self.client.reporter.chapter("1  Store, search, walk");
         let (calm, _) = self.halves();
         self.client.perform("records stored", calm).await?;
-        self.show_receipts();
+        self.client.show_receipts();
         self.show_questions().await;
         self.client.breathe().await;
         Ok(())
@@ -73,13 +68,13 @@ impl Story {
         written?;
         // The breaker asks again after its wait, hears that nothing is better, and waits again.
         until(|| reporter.book().transitions(Some("graph")) >= 3).await;
-        self.show_receipts();
+        self.client.show_receipts();
 
         let updates = self.changes(9, |key| Job::Update { key, revision: 1 });
         self.client.perform("records updated", updates).await?;
         let deletes = self.changes(31, |key| Job::Delete { key });
         self.client.perform("records deleted", deletes).await?;
-        self.show_receipts();
+        self.client.show_receipts();
         self.client.read_all().await;
         if let Some(key) = self.shown.first() {
             self.client.search_like(key).await;
@@ -99,7 +94,7 @@ impl Story {
         until(|| self.client.handle.status().level == DegradationLevel::InMemory).await;
         self.service.quiet().await;
         reporter.tell(Report::Effects(self.service.effects()));
-        self.show_receipts();
+        self.client.show_receipts();
         self.client.read_all().await;
         if let Some(key) = self.shown.first() {
             self.client.search_like(key).await;
@@ -125,14 +120,9 @@ impl Story {
         (calm, rest)
     }
 
-    /// A change to every n-th record that is there. None is deleted that the story shows.
+    /// A change to every n-th record that is there.
     fn changes(&self, every: usize, job: impl Fn(Key) -> Job) -> Vec<Job> {
-        let start = self.client.catalogue.best_connected().map(|record| &record.key);
-        let is_shown = |key: &Key| self.shown.contains(key) || start == Some(key);
-        let expected = self.client.reporter.book().expected(&self.client.catalogue);
-        let there = expected.into_iter().filter(|(_, expected)| expected.record.is_some()).map(|(key, _)| key);
-        let chosen = there.skip(every / 2).step_by(every).map(job);
-        chosen.filter(|job| !(matches!(job, Job::Delete { .. }) && is_shown(job.key()))).collect()
+        self.client.changes(every, &self.shown, job)
     }
 
     async fn show_questions(&self) {
@@ -144,27 +134,4 @@ impl Story {
         }
         self.client.walk().await;
     }
-
-    /// How many receipts of which kind there are, and the last one.
-    fn show_receipts(&self) {
-        let book = self.client.reporter.book();
-        let (all, queued, refused) = (book.acknowledged().count(), book.queued().count(), book.refused);
-        let last = book.acknowledged().last().map_or_else(String::new, |(sent, receipt)| {
-            format!("\nthe last one, for `{}`: {} as {}", sent.job.key(), screen::held(&receipt.held), receipt.version)
-        });
-        drop(book);
-        let committed = all - queued;
-        let receipts = format!("{all} receipts so far: {committed} Committed, {queued} Queued; {refused} refusals");
-        self.client.reporter.line(receipts + &last);
-    }
-}
-
-async fn until(condition: impl Fn() -> bool) {
-    let wait = async {
-        while !condition() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    // What does not come is seen in the story, and found by the comparison.
-    let _ = timeout(PATIENCE, wait).await;
 }

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use seawall::operation::{Found, Hit, OperationId, Search, Source, StandIn, Traversal};
+use seawall::operation::{Found, Hit, OperationId, Outcome, Search, Source, StandIn, Traversal};
 use seawall::record::{Key, Record};
 use seawall::{Handle, Refusal};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::book::{Expected, Job};
 use crate::input::Catalogue;
 use crate::report::{Report, Reporter};
+use crate::screen;
 
 /// Writes that are on their way at the same time.
 const SIDE_BY_SIDE: usize = 8;
-/// How long a write is tried before the demonstration is given up.
+/// How long a write is tried before the demonstration is given up, and how long the stores may take to get what they
+/// are owed.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Hits that are shown of an answer.
 const SHOWN: usize = 4;
@@ -139,6 +141,55 @@ impl Client {
         }
     }
 
+    /// A change to every n-th record that is there. None is deleted that the story shows.
+    pub(crate) fn changes(&self, every: usize, shown: &[Key], job: impl Fn(Key) -> Job) -> Vec<Job> {
+        let start = self.catalogue.best_connected().map(|record| &record.key);
+        let is_shown = |key: &Key| shown.contains(key) || start == Some(key);
+        let expected = self.reporter.book().expected(&self.catalogue);
+        let there = expected.into_iter().filter(|(_, expected)| expected.record.is_some()).map(|(key, _)| key);
+        let chosen = there.skip(every / 2).step_by(every).map(job);
+        chosen.filter(|job| !(matches!(job, Job::Delete { .. }) && is_shown(job.key()))).collect()
+    }
+
+    /// Shows how many receipts of which kind there are, and the last one.
+    pub(crate) fn show_receipts(&self) {
+        let book = self.reporter.book();
+        let (all, queued, refused) = (book.acknowledged().count(), book.queued().count(), book.refused);
+        let last = book.acknowledged().last().map_or_else(String::new, |(sent, receipt)| {
+            format!("\nthe last one, for `{}`: {} as {}", sent.job.key(), screen::held(&receipt.held), receipt.version)
+        });
+        drop(book);
+        let committed = all - queued;
+        let receipts = format!("{all} receipts so far: {committed} Committed, {queued} Queued; {refused} refusals");
+        self.reporter.line(receipts + &last);
+    }
+
+    /// Waits until the stores have what they are owed.
+    pub(crate) async fn drain(&self) {
+        let owed = self.handle.status().owed;
+        self.reporter.tell(Report::Task { label: "owed writes drained".to_owned(), steps: owed as u64 });
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let status = self.handle.status();
+            self.reporter.tell(Report::Step { done: owed.saturating_sub(status.owed) as u64 });
+            // Dead letters wait for a person.
+            if status.owed == status.dead_letters || Instant::now() > until {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        self.reporter.tell(Report::TaskDone);
+        let left = self.handle.status().owed;
+        self.reporter.line(format!("{} of {owed} owed writes were given to the stores", owed.saturating_sub(left)));
+    }
+
+    /// How many writes that were acknowledged as queued are in both stores.
+    pub(crate) fn drained(&self) -> usize {
+        let queued: Vec<_> = self.reporter.book().queued().collect();
+        let in_both = |operation: &_| matches!(self.handle.outcome(*operation), Outcome::Committed(_));
+        queued.iter().filter(|operation| in_both(operation)).count()
+    }
+
     /// Searches near a record, and shows what is found.
     pub(crate) async fn search_like(&self, key: &Key) {
         let found = self.handle.search(Search::like(key.clone()).limit(3)).await;
@@ -172,6 +223,17 @@ impl Client {
             Err(refusal) => self.reporter.line(format!("{title}\n  refused: {refusal}")),
         }
     }
+}
+
+/// Waits for something that has to happen, for a while.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // What does not come is seen in the story, and found by the comparison.
+    let _ = timeout(PATIENCE / 2, wait).await;
 }
 
 fn text(record: &Record) -> &str {

@@ -20,6 +20,8 @@ mod input;
 mod report;
 mod screen;
 mod service;
+mod summary;
+mod switch;
 mod verdict;
 
 use std::error::Error;
@@ -29,14 +31,13 @@ use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 
 use clap::Parser;
-use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use after::Findings;
 use input::Catalogue;
 use report::{Report, Reporter};
 use screen::Screen;
+use summary::{Findings, Summary};
 
 /// The data that comes with the example.
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/packages.ndjson");
@@ -65,54 +66,6 @@ struct Args {
     /// Pause, so that people can read.
     #[arg(long, hide = true)]
     slowly: bool,
-}
-
-/// The result, as `--json` prints it.
-#[derive(Serialize)]
-struct Summary {
-    /// Writes that got a receipt.
-    acknowledged: usize,
-    /// Of those: in both stores when the receipt was given.
-    committed: usize,
-    /// Of those: in the journal when the receipt was given.
-    queued: usize,
-    /// Refusals; each of these writes was tried again until it was acknowledged.
-    refused: u64,
-    /// Writes that were acknowledged as queued and are committed in the end.
-    drained: usize,
-    /// Keys and stores where the last acknowledged write is missing, and reads that gave less than that.
-    lost: u64,
-    /// Keys and stores where a write had its effect more than once.
-    duplicated: usize,
-    /// Keys and stores where an older write went over a newer one.
-    reordered: usize,
-    dead_letters: usize,
-    breaker_transitions: usize,
-}
-
-impl Summary {
-    fn of(reporter: &Reporter, findings: &Findings) -> Self {
-        let book = reporter.book();
-        let (acknowledged, queued) = (book.acknowledged().count(), book.queued().count());
-        let sum = |count: fn(&verdict::Verdict) -> usize| findings.verdicts.iter().map(|(_, v)| count(v)).sum();
-        let lost: usize = sum(|verdict| verdict.lost.len());
-        Self {
-            acknowledged,
-            committed: acknowledged - queued,
-            queued,
-            refused: book.refused,
-            drained: findings.drained,
-            lost: lost as u64 + book.wrong_reads,
-            duplicated: sum(|verdict| verdict.duplicated.len()),
-            reordered: sum(|verdict| verdict.reordered.len()),
-            dead_letters: findings.dead_letters,
-            breaker_transitions: book.transitions(None),
-        }
-    }
-
-    fn is_right(&self) -> bool {
-        self.lost == 0 && self.duplicated == 0 && self.reordered == 0
-    }
 }
 
 #[tokio::main]
@@ -229,34 +182,7 @@ fn introduce(args: &Args, dir: &Path, catalogue: &Catalogue, reporter: &Reporter
 }
 
 fn conclude(args: &Args, reporter: &Reporter, summary: &Summary, findings: &Findings) {
-    let Summary { acknowledged, committed, queued, refused, drained, dead_letters, breaker_transitions, .. } = summary;
-    reporter.line(format!(
-        "\n{:<8}{:>9}{:>9}{:>7}{:>12}{:>11}",
-        "store", "records", "deletes", "lost", "duplicated", "reordered"
-    ));
-    for (store, verdict) in &findings.verdicts {
-        let verdict::Verdict { live, deleted, lost, duplicated, reordered } = verdict;
-        let (lost, duplicated, reordered) = (lost.len(), duplicated.len(), reordered.len());
-        let store = store.as_str();
-        reporter.line(format!("{store:<8}{live:>9}{deleted:>9}{lost:>7}{duplicated:>12}{reordered:>11}"));
-    }
-    let book = reporter.book();
-    let (wrong_reads, taken_back) = (book.wrong_reads, book.taken_back);
-    drop(book);
-    reporter.line(format!(
-        "\nacknowledged        {acknowledged:>6}   {committed} as Committed, {queued} as Queued\n\
-         drained             {drained:>6}   of those that were queued\n\
-         refused             {refused:>6}   each tried again until it was acknowledged\n\
-         taken back          {taken_back:>6}   among those: one store had the write already\n\
-         dead letters        {dead_letters:>6}\n\
-         breaker transitions {breaker_transitions:>6}\n\
-         wrong reads         {wrong_reads:>6}\n"
-    ));
-    reporter.line(if summary.is_right() {
-        "Every acknowledged write is in both stores, once and in order."
-    } else {
-        "NOT every acknowledged write is in both stores, once and in order."
-    });
+    summary.show(findings, reporter);
     if args.dir.is_none() && std::io::stdout().is_terminal() {
         reporter.line("Next: examples/five_modes.rs, or --input with your own records.");
     }

@@ -2,17 +2,15 @@
 
 use std::error::Error;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use seawall::Runtime;
-use seawall::backend::{Backend, BackendError, Fence};
-use seawall::backends::{
-    Accepted, Fault, Faults, FaultyBackend, GraphBackend, GraphConfig, Ops, VectorBackend, VectorConfig,
-};
+use seawall::backend::BackendError;
+use seawall::backends::{GraphBackend, GraphConfig, VectorBackend, VectorConfig};
 use seawall::config::Config;
 
 use crate::book::Effect;
+use crate::switch::Switch;
 
 /// What the demonstration shortens, in words.
 pub(crate) const SHORTENED: &str =
@@ -25,12 +23,6 @@ pub(crate) struct Service {
     pub(crate) vector: Switch<VectorBackend>,
 }
 
-/// A store and what makes it fail.
-pub(crate) struct Switch<B> {
-    faults: Faults,
-    store: Arc<B>,
-}
-
 impl Service {
     /// Starts on what is in this directory.
     pub(crate) async fn start(dir: &Path, dimension: usize, reachable: bool) -> Result<Self, Box<dyn Error>> {
@@ -40,8 +32,12 @@ impl Service {
         config.health.timeout = Duration::from_millis(400);
         config.limits.dimension = Some(dimension);
 
-        let graph = Switch::new(GraphBackend::open(dir.join("graph"), GraphConfig::default()).await?, reachable);
-        let vector = Switch::new(VectorBackend::open(dir.join("vector"), VectorConfig::default()).await?, reachable);
+        let graph = Switch::new(GraphBackend::open(dir.join("graph"), GraphConfig::default()).await?);
+        let vector = Switch::new(VectorBackend::open(dir.join("vector"), VectorConfig::default()).await?);
+        if !reachable {
+            graph.down();
+            vector.down();
+        }
         let runtime = Runtime::builder()
             .config(config)
             .data_dir(dir.join("seawall"))
@@ -54,7 +50,7 @@ impl Service {
 
     /// Waits until no call to a store is running.
     pub(crate) async fn quiet(&self) {
-        let running = || self.graph.faults.counts().running + self.vector.faults.counts().running;
+        let running = || self.graph.running() + self.vector.running();
         while running() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -70,44 +66,5 @@ impl Service {
         self.runtime.shutdown().await;
         self.graph.store.close().await?;
         self.vector.store.close().await
-    }
-}
-
-impl<B: Backend> Switch<B> {
-    fn new(store: B, reachable: bool) -> Self {
-        let faults = Faults::new();
-        faults.keep_history();
-        let switch = Self { faults, store: Arc::new(store) };
-        if !reachable {
-            switch.down();
-        }
-        switch
-    }
-
-    fn backend(&self) -> FaultyBackend<B> {
-        FaultyBackend::around(Arc::clone(&self.store), &self.faults)
-    }
-
-    /// From now on the store cannot be reached.
-    pub(crate) fn down(&self) {
-        self.faults.set(Ops::ALL, Fault::Down);
-    }
-
-    /// It can be reached again.
-    pub(crate) fn up(&self) {
-        self.faults.heal(Ops::ALL);
-    }
-
-    fn effects(&self) -> impl Iterator<Item = Effect> {
-        let store = self.store.name();
-        let effect = move |Accepted { operation, key, version, fence, applied, .. }| Effect {
-            store: store.clone(),
-            operation,
-            key,
-            version,
-            compensation: fence == Fence::Compensation,
-            changed: applied.superseded_by.is_none(),
-        };
-        self.faults.history().into_iter().map(effect)
     }
 }

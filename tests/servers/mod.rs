@@ -98,13 +98,22 @@ impl<P: Program> Server<P> {
         Self::start_on(program, Some(port)).await
     }
 
+    /// Starts one that was installed in this directory.
+    pub async fn start_from(servers: &Path, program: P) -> Self {
+        Self::start_there(servers, program, None).await
+    }
+
     async fn start_on(program: P, port: Option<u16>) -> Option<Self> {
         let Some(servers) = std::env::var_os(VARIABLE).filter(|dir| !dir.is_empty()) else {
             eprintln!("skipped: {VARIABLE} does not say where tests/servers/install has put {}", P::NAME);
             return None;
         };
-        let installed = Path::new(&servers).join(P::NAME);
-        assert!(installed.is_dir(), "{VARIABLE}: {} was not installed in {}", P::NAME, installed.display());
+        Some(Self::start_there(Path::new(&servers), program, port).await)
+    }
+
+    async fn start_there(servers: &Path, program: P, port: Option<u16>) -> Self {
+        let installed = servers.join(P::NAME);
+        assert!(installed.is_dir(), "{} was not installed in {}", P::NAME, servers.display());
         let dir = tempfile::tempdir().expect("a directory");
         let (data, log) = (dir.path().join("data"), dir.path().join("log"));
         fs::create_dir(&data).expect("a directory for its data");
@@ -116,7 +125,7 @@ impl<P: Program> Server<P> {
                 *first = port;
             }
             if server.run().await {
-                return Some(server);
+                return server;
             }
         }
         panic!("{} does not start; it printed:\n{}", P::NAME, server.place.printed());
