@@ -40,7 +40,7 @@ impl Story {
         if self.site.servers.is_some() {
             self.graph_is_killed(rest).await?;
             self.vector_hangs().await?;
-            self.both_come_back().await;
+            self.both_come_back().await?;
         } else {
             self.client.perform("records stored", rest).await?;
             self.whatever_happens(yours).await?;
@@ -107,15 +107,15 @@ impl Story {
         Ok(())
     }
 
-    async fn both_come_back(&mut self) {
+    async fn both_come_back(&mut self) -> Result<(), GaveUp> {
         let reporter = &self.client.reporter;
         reporter.chapter("4  Both come back");
-        let Some(servers) = &mut self.site.servers else { return };
+        let Some(servers) = &mut self.site.servers else { return Ok(()) };
         servers.vector.thaw();
         reporter.happened("Qdrant goes on where it was (SIGCONT)");
         servers.graph.restart().await;
         reporter.happened(format!("{} was started again on its data", servers.graph.what()));
-        self.settle().await;
+        self.settle().await
     }
 
     /// Writes to servers that somebody else stops and starts, or does not.
@@ -137,17 +137,22 @@ impl Story {
         self.client.show_receipts();
         self.client.read_all().await;
         reporter.chapter("3  What is owed is given to the stores, as soon as they are there");
-        self.settle().await;
-        Ok(())
+        Ok(self.settle().await?)
     }
 
     /// Waits until everything is where it belongs, and asks again.
-    async fn settle(&self) {
+    async fn settle(&self) -> Result<(), GaveUp> {
         self.client.drain().await;
+        let unanswered = self.client.reporter.book().unanswered();
+        for sent in &unanswered {
+            self.client.insist(sent.operation, &sent.job).await?;
+        }
+        self.client.reporter.line(format!("{} writes whose outcome nobody knew have one now", unanswered.len()));
         until(|| self.client.handle.status().level == DegradationLevel::Normal).await;
         self.client.read_all().await;
         self.ask().await;
         self.client.breathe().await;
+        Ok(())
     }
 
     async fn ask(&self) {

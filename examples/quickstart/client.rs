@@ -20,6 +20,8 @@ const SIDE_BY_SIDE: usize = 8;
 /// How long a write is tried before the demonstration is given up, and how long the stores may take to get what they
 /// are owed.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a write is tried whose outcome nobody knows.
+const DOUBT: Duration = Duration::from_secs(3);
 /// Hits that are shown of an answer.
 const SHOWN: usize = 4;
 /// Pauses for those who watch: after a chapter, and after a write.
@@ -69,7 +71,11 @@ impl Client {
     async fn send(&self, job: Job) -> Result<(), GaveUp> {
         let operation = OperationId::generate();
         self.reporter.tell(Report::Sent { operation, job: job.clone() });
-        self.insist(operation, &job).await?;
+        match self.try_for(operation, &job, DOUBT).await {
+            // Until the store is back that may have it. It stays in the book as unanswered.
+            Err(GaveUp { refusal: Refusal::Unknown { .. }, .. }) => {}
+            sent => sent?,
+        }
         if self.slowly {
             sleep(WRITE).await;
         }
@@ -85,7 +91,12 @@ impl Client {
 
     /// Sends a write under its id until it is acknowledged. However often that is, it has the effect of one.
     pub(crate) async fn insist(&self, operation: OperationId, job: &Job) -> Result<(), GaveUp> {
-        let until = Instant::now() + PATIENCE;
+        self.try_for(operation, job, PATIENCE).await
+    }
+
+    async fn try_for(&self, operation: OperationId, job: &Job, doubt: Duration) -> Result<(), GaveUp> {
+        let began = Instant::now();
+        let (until, doubt) = (began + PATIENCE, began + doubt);
         loop {
             let refusal = match self.handle.write(job.write(&self.catalogue, operation)).await {
                 Ok(receipt) => {
@@ -95,7 +106,8 @@ impl Client {
                 Err(refusal) => refusal,
             };
             let hopeless = matches!(refusal, Refusal::Invalid(_) | Refusal::Rejected { .. } | Refusal::ShuttingDown);
-            if hopeless || Instant::now() > until {
+            let in_doubt = matches!(refusal, Refusal::Unknown { .. }) && Instant::now() > doubt;
+            if hopeless || in_doubt || Instant::now() > until {
                 return Err(GaveUp { key: job.key().clone(), refusal });
             }
             self.reporter.tell(Report::Refused { operation, reason: refusal.to_string() });
