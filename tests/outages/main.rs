@@ -49,7 +49,7 @@ use torture::Told;
 async fn a_graph_that_is_killed_in_mid_saga_is_put_right_when_it_is_back() {
     let Some(mut stage) = Stage::start(Cast::Alone).await else { return };
     let load = stage.load();
-    stage.acknowledges(100).await;
+    stage.works().await;
     stage.graph().kill();
     stage.until("the breaker sees it", || stage.is("graph", BreakerState::Open)).await;
     stage.acknowledges(100).await;
@@ -65,7 +65,7 @@ async fn a_graph_that_is_killed_in_mid_saga_is_put_right_when_it_is_back() {
 async fn a_vector_store_that_hangs_for_longer_than_every_timeout_is_put_right_when_it_goes_on() {
     let Some(stage) = Stage::start(Cast::Shared).await else { return };
     let load = stage.load();
-    stage.acknowledges(100).await;
+    stage.works().await;
     stage.vector.freeze().await;
     let frozen = Instant::now();
     stage.until("the breaker sees it", || stage.is("vector", BreakerState::Open)).await;
@@ -199,7 +199,7 @@ async fn a_slow_server_opens_its_breaker_by_the_rule_for_slow_calls_and_a_quick_
     (graph.breaker.failure_threshold, graph.breaker.overdue_calls) = (1_000, None);
     stage.open().await;
     let load = stage.load();
-    stage.acknowledges(50).await;
+    stage.works().await;
     let mut events = stage.runtime().subscribe();
     stage.graph_way.set(Passage::Late(late));
     let cause = timeout(PATIENCE, async {
@@ -232,7 +232,7 @@ async fn redis_killed_while_breakers_trip_fails_no_call() {
     stage.config.fallback.mode_when_normal = Mode::QueueWrites;
     stage.open().await;
     let load = stage.load();
-    stage.acknowledges(50).await;
+    stage.works().await;
     for backend in ["graph", "vector"] {
         let way = if backend == "graph" { &stage.graph_way } else { &stage.vector_way };
         redis.kill();
@@ -291,7 +291,7 @@ async fn a_journal_without_room_during_an_outage_refuses_and_keeps_what_it_ackno
     let builder = Runtime::builder().config(stage.config.clone()).journal(Arc::new(journal), found.records);
     stage.put(builder.start().await.unwrap());
     let load = stage.load();
-    stage.acknowledges(50).await;
+    stage.works().await;
     stage.graph_way.set(Passage::Reset);
     stage.until("writes are owed", || stage.status().owed >= 50).await;
     disk.full.store(true, Ordering::SeqCst);

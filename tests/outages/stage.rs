@@ -285,6 +285,13 @@ impl Stage {
         self.until("writes are acknowledged", || self.told().acknowledged() >= least).await;
     }
 
+    /// Waits until writes go to both stores: a server that has only just started can be too slow at first.
+    pub(crate) async fn works(&self) {
+        self.acknowledges(50).await;
+        self.recovers().await;
+        self.acknowledges(50).await;
+    }
+
     /// Waits until both breakers are closed.
     pub(crate) async fn recovers(&self) {
         for backend in ["graph", "vector"] {
