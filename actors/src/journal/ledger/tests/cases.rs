@@ -133,3 +133,22 @@ fn what_a_person_gave_up_does_not_come_back_and_blocks_nothing() {
     assert_eq!(ledger.outcome(OperationId::from(7)), Outcome::Discarded(version));
     assert_eq!(ledger.take(&"graph".into(), false, 1).len(), 1, "what comes after goes on");
 }
+
+#[test]
+fn what_is_discarded_stays_where_it_arrived_if_there_is_nothing_to_go_back_to() {
+    let alone = Intent { undo: Vec::new(), ..(*owed_by_both(1)).clone() };
+    let (version, backend) = (Version(1), BackendName::from("vector"));
+    let mut ledger = Ledger::new(QueueConfig::default());
+    for record in [
+        JournalRecord::Intent(Arc::new(alone)),
+        JournalRecord::Done { version, backend: "graph".into() },
+        JournalRecord::DeadLetter { version, backend: backend.clone(), reason: "no".to_owned() },
+    ] {
+        ledger.apply(&record);
+    }
+    let ending = Ending::Discarded;
+    let records =
+        ledger.discard(&JournalRecord::Decided { version, cause: backend, reason: "given up".to_owned(), ending });
+    assert!(matches!(records.as_slice(), [JournalRecord::Closed { ending: Ending::Discarded, .. }]), "{records:?}");
+    assert_eq!((ledger.dead(), ledger.len()), (0, 0));
+}
