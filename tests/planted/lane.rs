@@ -144,6 +144,8 @@ impl Lane {
         cargo.current_dir(&self.root).env("CARGO_TARGET_DIR", &self.build).env("CARGO_PROFILE_DEV_DEBUG", "0");
         // Without it, what has no debug information is stripped, and the dependencies would all be built again.
         cargo.env("CARGO_PROFILE_DEV_STRIP", "none");
+        // Here the same is built over and over, with a line changed.
+        cargo.env("CARGO_INCREMENTAL", "1");
         let output = cargo.stdin(Stdio::null()).output().map_err(|error| format!("cargo: {error}"))?;
         if !output.status.success() {
             return Err(format!("it does not build:\n{}", String::from_utf8_lossy(&output.stderr)));
