@@ -130,6 +130,20 @@ pub enum EventKind {
         /// Writes that it still owes: none, unless the drain was interrupted.
         owed: usize,
     },
+    /// Stores are to be given again what was finished since some time.
+    ReplayStarted {
+        /// Which.
+        backends: Vec<BackendName>,
+        /// How many finished writes were found.
+        entries: usize,
+    },
+    /// All of that is owed now, durably, and is being drained.
+    ReplayOwed {
+        /// To whom.
+        backends: Vec<BackendName>,
+        /// How many keys they owe again.
+        keys: usize,
+    },
     /// A write is being undone.
     SagaCompensating {
         /// Which.

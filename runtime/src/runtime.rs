@@ -1,7 +1,7 @@
 //! What a service holds.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ractor::ActorRef;
 use seawall_actors::backend::BackendName;
@@ -13,7 +13,7 @@ use seawall_actors::health::{ProbeStatus, ProberSetup};
 use seawall_actors::limits::InvalidInput;
 use seawall_actors::plane::DataPlane;
 use seawall_actors::supervisor::{CallError, ChildStatus, Escalation, Tree};
-use seawall_actors::sync::{DrainProgress, SyncArguments};
+use seawall_actors::sync::{DrainProgress, ReplayError, Replayed, SyncArguments, replay_since};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -159,6 +159,32 @@ impl Control<'_> {
     #[must_use]
     pub fn drains(&self) -> Vec<DrainProgress> {
         self.0.observed.sync.progress()
+    }
+
+    /// Gives all required backends again what was finished since this time: for a store that has lost writes which it
+    /// had confirmed, because it was restored from a copy or went down before its last seconds were on its disk. Take a
+    /// time before the oldest thing that it may have lost; what it still has is harmless.
+    ///
+    /// It comes back when all of that is owed, durably, as one change for each key; the drain does the rest, behind live
+    /// traffic, and readers see it meanwhile. It needs memory for the last state of every key that was written since
+    /// then, and waits while the queue is half full. Interrupted by a crash before it came back, ask again.
+    ///
+    /// # Errors
+    /// See [`ReplayError`]: finished writes are not kept (`queue.retention`), or not since this time.
+    pub async fn replay_since(&self, since: SystemTime) -> Result<Replayed, ReplayError> {
+        replay_since(&self.0.plane, since, &[]).await
+    }
+
+    /// The same for one backend.
+    ///
+    /// # Errors
+    /// As [`replay_since`](Self::replay_since), and when there is no such required backend.
+    pub async fn replay_backend_since(
+        &self,
+        backend: impl Into<BackendName>,
+        since: SystemTime,
+    ) -> Result<Replayed, ReplayError> {
+        replay_since(&self.0.plane, since, &[backend.into()]).await
     }
 
     /// What the prober knows of each backend.

@@ -297,6 +297,8 @@ impl Builder {
         let (dir, on_damage) = (self.config.data_dir.join("journal"), self.on_damage);
         let mut settings = self.config.journal.clone();
         settings.outcomes = self.config.queue.outcomes;
+        settings.retention = self.config.queue.retention;
+        settings.retention_bytes = self.config.queue.retention_bytes;
         let opened = blocking(&self.config.data_dir, move || SledJournal::open(&dir, settings, on_damage)).await?;
         let (journal, recovered) = opened?;
         if recovered.loss != LossReport::default() {

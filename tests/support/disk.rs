@@ -2,9 +2,10 @@
 
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
-use seawall::ledger::{Appended, Journal, JournalError, JournalProgress, JournalRecord};
+use seawall::ledger::{Appended, Journal, JournalError, JournalProgress, JournalRecord, Retained, RetentionError};
 use tokio::sync::oneshot;
 
 /// Keeps what was appended. What was only noted is kept from the next append on, as nothing promises more; a sync
@@ -106,6 +107,15 @@ impl Journal for Disk {
         } else if !state.cut {
             state.noted.extend(records);
         }
+    }
+
+    /// Everything that is finished, however early.
+    async fn retained(&self, _since: SystemTime) -> Result<Retained, RetentionError> {
+        let mut retained = Retained::default();
+        let state = self.state();
+        state.durable.iter().chain(&state.noted).for_each(|record| retained.record(record.clone(), true));
+        retained.finish();
+        Ok(retained)
     }
 
     fn progress(&self) -> JournalProgress {

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
-use crate::journal::{Appended, Journal, JournalError, JournalProgress, JournalRecord};
+use crate::journal::{Appended, Journal, JournalError, JournalProgress, JournalRecord, Retained, RetentionError};
 
 /// A journal in memory: for measurements and rehearsals. What it takes is gone with the process.
 ///
@@ -18,6 +19,7 @@ pub struct MemoryJournal {
     submitted: AtomicU64,
     failed: AtomicBool,
     closed: AtomicBool,
+    retains: bool,
 }
 
 impl MemoryJournal {
@@ -31,6 +33,12 @@ impl MemoryJournal {
     #[must_use]
     pub fn recording() -> Self {
         Self { records: Some(Mutex::default()), ..Self::default() }
+    }
+
+    /// The same, and it gives back what was finished, all of it, however early.
+    #[must_use]
+    pub fn retaining() -> Self {
+        Self { retains: true, ..Self::recording() }
     }
 
     /// All records so far; empty unless it is [`recording`](Self::recording).
@@ -69,6 +77,20 @@ impl Journal for MemoryJournal {
 
     fn note(&self, records: Vec<JournalRecord>) {
         let _ = self.keep(records);
+    }
+
+    fn retains(&self) -> bool {
+        self.retains
+    }
+
+    async fn retained(&self, _since: SystemTime) -> Result<Retained, RetentionError> {
+        if !self.retains {
+            return Err(RetentionError::Off);
+        }
+        let mut retained = Retained::default();
+        self.records().into_iter().for_each(|record| retained.record(record, true));
+        retained.finish();
+        Ok(retained)
     }
 
     fn progress(&self) -> JournalProgress {

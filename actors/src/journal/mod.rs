@@ -14,12 +14,14 @@
 
 mod ledger;
 mod memory;
+mod retained;
 
 pub use ledger::*;
 pub use memory::MemoryJournal;
+pub use retained::{Retained, RetentionError};
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -91,6 +93,17 @@ pub enum JournalRecord {
         /// The last of them.
         up_to: Version,
     },
+    /// What a store has lost of finished writes is owed again: opens the entry of its version anew, or replaces it.
+    /// Its changes are what the writes of each key came to by that version, so they also go over that version itself.
+    Redriven(Arc<Intent>),
+    /// All that comes before this was appended no later. Written while finished entries are retained, by the journal
+    /// itself, and never given back by it.
+    Tick {
+        /// The wall clock, in milliseconds since 1970.
+        wall: u64,
+        /// For how many milliseconds the journal has been open, over all restarts.
+        ran: u64,
+    },
 }
 
 impl JournalRecord {
@@ -99,14 +112,14 @@ impl JournalRecord {
     #[must_use]
     pub fn version(&self) -> Option<Version> {
         match self {
-            Self::Intent(intent) => Some(intent.version),
+            Self::Intent(intent) | Self::Redriven(intent) => Some(intent.version),
             Self::Done { version, .. }
             | Self::Decided { version, .. }
             | Self::Undone { version, .. }
             | Self::DeadLetter { version, .. }
             | Self::Revived { version, .. }
             | Self::Closed { version, .. } => Some(*version),
-            Self::Reserved { .. } => None,
+            Self::Reserved { .. } | Self::Tick { .. } => None,
         }
     }
 }
@@ -196,6 +209,12 @@ pub struct JournalProgress {
     pub disk_bytes: u64,
     /// Generations on disk.
     pub generations: u32,
+    /// Finished entries on disk that a replay can still find.
+    pub retained_entries: u64,
+    /// Bytes of generations that are there only for a replay.
+    pub retained_bytes: u64,
+    /// How often retained entries had to go early, for the limit in bytes.
+    pub retention_cuts: u64,
 }
 
 /// What a damaged journal has lost, exactly.
@@ -229,6 +248,20 @@ pub trait Journal: Send + Sync + 'static {
     /// [`append`](Self::append), or soon after without one.
     fn note(&self, records: Vec<JournalRecord>);
 
+    /// Whether finished entries are kept for a time, so that they can be given to a store again that has lost them.
+    fn retains(&self) -> bool {
+        false
+    }
+
+    /// What the entries that were finished since this moment have made of their keys. May begin earlier than asked
+    /// for, never later: the wall clock is only a label.
+    ///
+    /// # Errors
+    /// When that is not known, or not as far back.
+    async fn retained(&self, _since: SystemTime) -> Result<Retained, RetentionError> {
+        Err(RetentionError::Off)
+    }
+
     /// How far it is.
     fn progress(&self) -> JournalProgress;
 
@@ -248,6 +281,16 @@ pub struct QueueConfig {
     pub max_bytes: usize,
     /// Finished operations whose outcome is remembered. Default 10 000, range 0 to 1 000 000.
     pub outcomes: usize,
+    /// How long finished writes are kept, so that [`replay_since`](crate::sync::replay_since) can give them again to a
+    /// store that has lost what it had confirmed. Counted in time for which the runtime ran. At least the time after
+    /// which the slowest store has its writes on its own disk (5 s for Qdrant), and better the age of its oldest
+    /// backup. Default 0: not at all. Range 1 s to 30 days. While it is on, a write to a single backend is written
+    /// down, too, before it is acknowledged.
+    #[serde(with = "crate::config::seconds")]
+    pub retention: Duration,
+    /// Bytes that the journal may take on disk before finished writes go early, the oldest first; it may take one
+    /// generation more, and what is owed. Default 1 GiB, range 2 MiB to 1 TiB.
+    pub retention_bytes: u64,
     /// What a refused caller is told to wait when the queue is full. Default 1 s, range 1 ms to 1 h.
     #[serde(with = "crate::config::seconds")]
     pub retry_after: Duration,
@@ -255,7 +298,14 @@ pub struct QueueConfig {
 
 impl Default for QueueConfig {
     fn default() -> Self {
-        Self { max_entries: 10_000, max_bytes: 64 << 20, outcomes: 10_000, retry_after: Duration::from_secs(1) }
+        Self {
+            max_entries: 10_000,
+            max_bytes: 64 << 20,
+            outcomes: 10_000,
+            retention: Duration::ZERO,
+            retention_bytes: 1 << 30,
+            retry_after: Duration::from_secs(1),
+        }
     }
 }
 
@@ -265,7 +315,11 @@ impl QueueConfig {
         check_range(path, "max_entries", self.max_entries, 1..=10_000_000, problems);
         check_range(path, "max_bytes", self.max_bytes, 1 << 20..=16 << 30, problems);
         check_range(path, "outcomes", self.outcomes, 0..=1_000_000, problems);
-        let hour = Duration::from_secs(3_600);
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3_600));
+        if !self.retention.is_zero() {
+            check_range(path, "retention", self.retention, second..=30 * 24 * hour, problems);
+        }
+        check_range(path, "retention_bytes", self.retention_bytes, 2 << 20..=1 << 40, problems);
         check_range(path, "retry_after", self.retry_after, Duration::from_millis(1)..=hour, problems);
     }
 }

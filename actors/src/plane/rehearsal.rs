@@ -351,6 +351,8 @@ fn name(record: &JournalRecord) -> String {
         JournalRecord::Revived { version, backend } => format!("revived {version} {backend}"),
         JournalRecord::Closed { version, ending, .. } => format!("closed {version} {ending:?}"),
         JournalRecord::Reserved { .. } => "reserved".to_owned(),
+        JournalRecord::Redriven(intent) => format!("redriven {}", intent.version),
+        JournalRecord::Tick { .. } => "tick".to_owned(),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::call::Denied;
 use crate::error::Refusal;
 use crate::event::EventKind;
 use crate::fallback::{LegRule, Mode, Plan, WriteRule};
-use crate::journal::{Full, Intent, JournalHealth, JournalRecord};
+use crate::journal::{Full, Intent, JournalHealth, JournalRecord, appended};
 use crate::operation::{Change, Held, Outcome, Receipt, Version, Write};
 use crate::plane::{CallPermit, DataPlane, FailedCall, Store, Tries, call_all};
 use crate::record::Key;
@@ -357,8 +357,7 @@ impl Operation {
         });
         match verdict(rule, ends, acknowledged) {
             Verdict::Commit => {
-                let closed = self.plane.ledger().close(version);
-                self.plane.note(closed.into_iter().collect());
+                self.close(intent, rule).await;
                 self.plane.sagas.committed();
                 hold.remembered = true;
                 if !acknowledged {
@@ -423,6 +422,25 @@ impl Operation {
                 });
                 Err(give_up(cause, failure))
             }
+        }
+    }
+
+    /// The write is in every backend. One that was not written down before is now, if a backend may have to get it
+    /// again.
+    async fn close(&self, intent: &Arc<Intent>, rule: &WriteRule) {
+        let (kept, closed) = {
+            let mut ledger = self.plane.ledger();
+            let kept = self.plane.journal.retains() && ledger.is_volatile(intent.version);
+            (kept, ledger.close(intent.version))
+        };
+        if !kept {
+            return self.plane.note(closed.into_iter().collect());
+        }
+        let records = std::iter::once(JournalRecord::Intent(Arc::clone(intent))).chain(closed).collect();
+        if *rule == WriteRule::Memory {
+            self.plane.note(records);
+        } else if let Err(error) = appended(self.plane.journal.append(records)).await {
+            tracing::warn!(%error, version = %intent.version, "a finished write is not kept for a replay");
         }
     }
 

@@ -207,7 +207,7 @@ pub(crate) async fn attempt(
     let write = FencedWrite {
         operation: step.operation,
         version: step.version,
-        fence: if step.undo { Fence::Compensation } else { Fence::Write },
+        fence: if step.undo || step.redriven { Fence::Compensation } else { Fence::Write },
         changes: Arc::clone(&step.changes),
     };
     let result = permit.apply(until, tries, &write, false, &plane.versions).await;

@@ -23,11 +23,13 @@
 mod actor;
 pub(crate) mod lane;
 mod policy;
+mod replay;
 #[cfg(test)]
 mod tests;
 
 pub use actor::{DrainProgress, LaneStatus, Lanes, SyncArguments, SyncHandle, SyncMessage, SyncWorker};
 pub use policy::DrainWindow;
+pub use replay::{ReplayError, Replayed, replay_since};
 
 use std::time::Duration;
 

@@ -7,6 +7,7 @@ use seawall_actors::operation::{Change, Version};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::retention::Moment;
 use super::row::LAST;
 
 const VERSION: u8 = 1;
@@ -22,6 +23,8 @@ pub(super) enum Meaning {
     Belongs(Version),
     /// It closes an entry, and is kept as an outcome.
     Closes(Version),
+    /// It dates what is before it, and is never kept.
+    Dates(Moment),
     /// It is kept until a higher one is there.
     Reserves(Version),
 }
@@ -29,9 +32,10 @@ pub(super) enum Meaning {
 impl Meaning {
     pub(super) fn of(record: &JournalRecord) -> Self {
         match record {
-            JournalRecord::Intent(intent) => Self::Opens(intent.version),
+            JournalRecord::Intent(intent) | JournalRecord::Redriven(intent) => Self::Opens(intent.version),
             JournalRecord::Closed { version, .. } => Self::Closes(*version),
             JournalRecord::Reserved { up_to } => Self::Reserves(*up_to),
+            JournalRecord::Tick { wall, ran } => Self::Dates(Moment { wall: *wall, ran: *ran }),
             JournalRecord::Done { version, .. }
             | JournalRecord::Decided { version, .. }
             | JournalRecord::Undone { version, .. }
@@ -84,7 +88,7 @@ pub(super) fn open_envelope(envelope: &[u8]) -> Result<(u64, JournalRecord), Str
 }
 
 fn check_nesting(record: &JournalRecord) -> Result<(), String> {
-    let JournalRecord::Intent(intent) = record else { return Ok(()) };
+    let (JournalRecord::Intent(intent) | JournalRecord::Redriven(intent)) = record else { return Ok(()) };
     let undo = intent.undo.iter().flat_map(|(_, changes)| changes.iter());
     for change in intent.changes.iter().chain(undo) {
         let properties = match change {

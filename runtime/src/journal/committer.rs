@@ -1,24 +1,26 @@
 //! The one thread that owns sled: gathers, commits, acknowledges, and reopens after a failure.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use seawall_actors::journal::JournalError;
+use seawall_actors::journal::{JournalError, JournalRecord, RetentionError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::codec::{Encoded, Meaning};
 use super::generation::{self, Generation};
-use super::inbox::{Command, Gathered, Origin};
+use super::inbox::{Command, Gathered, Origin, RetainedReply};
 use super::index::Index;
 use super::mark::{Mark, MarkFile};
 use super::reclaim::{self, Reclaim};
 use super::recovery::Opened;
+use super::retention::{self, Moment, Since};
 use super::row::Packer;
 use super::{Counters, Settings};
 use crate::guard::{GuardedDb, Step, sync_dir};
@@ -54,6 +56,14 @@ pub(super) struct Committer {
     /// The oldest generation cannot be read back: it stays until the next open judges it.
     stuck: bool,
     closing: Option<oneshot::Sender<()>>,
+    /// Who wants finished entries, while another thread has a generation open.
+    asking: VecDeque<(SystemTime, RetainedReply)>,
+    /// The thread that reads finished entries, while it does.
+    reading: Option<JoinHandle<()>>,
+    /// For how many milliseconds this journal had run before it was opened.
+    ran_before: u64,
+    /// When the last tick was written, in milliseconds for which it has run.
+    ticked: Option<u64>,
 }
 
 impl Committer {
@@ -65,6 +75,7 @@ impl Committer {
         counters: Arc<Counters>,
     ) -> Self {
         let Opened { lock, generations, db, mark, index, next_row, next_lsn, recovered: _ } = opened;
+        let ran_before = index.retention.now.ran;
         let committer = Self {
             dir,
             settings,
@@ -83,6 +94,10 @@ impl Committer {
             carrying: None,
             stuck: false,
             closing: None,
+            asking: VecDeque::new(),
+            reading: None,
+            ran_before,
+            ticked: None,
         };
         committer.publish();
         committer
@@ -137,6 +152,17 @@ impl Committer {
                 }
                 self.gathered.urgent = true;
             }
+            Command::Retained(since, reply) => {
+                self.asking.push_back((since, reply));
+                self.gathered.urgent = true;
+            }
+            Command::ReadEnded => {
+                if let Some(thread) = self.reading.take() {
+                    // It has answered, or dropped the question.
+                    let _ = thread.join();
+                }
+                self.gathered.urgent = true;
+            }
             Command::Close(reply) => self.closing = Some(reply),
         }
     }
@@ -161,6 +187,7 @@ impl Committer {
         if self.gathered.urgent || notes_due {
             let gathered = std::mem::take(&mut self.gathered);
             self.commit(gathered)?;
+            self.give_retained()?;
             self.reclaim()?;
         }
         if self.mark.is_dirty() && self.mark_synced.elapsed() >= MARK_SYNC_INTERVAL {
@@ -199,7 +226,13 @@ impl Committer {
         self.roll_when_full()?;
         let mut packer = Packer::new(self.next_row);
         let mut lsn = self.next_lsn;
-        let mut written = Vec::with_capacity(records.len());
+        let mut written = Vec::with_capacity(records.len() + 1);
+        let now = self.now();
+        if let Some(tick) = self.tick(now)? {
+            packer.push(lsn, &tick.bytes);
+            written.push((lsn, Origin::Append, tick.meaning));
+            lsn += 1;
+        }
         let oldest = self.generations[0].first;
         for (origin, record) in records {
             let place = match *origin {
@@ -224,15 +257,58 @@ impl Committer {
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         self.next_row = next_row;
         self.next_lsn = lsn;
+        self.index.retention.now = now;
         let generation = self.newest_mut();
         generation.records += written.len();
         let first = generation.first;
         for (lsn, origin, meaning) in written {
+            if let Meaning::Dates(moment) = &meaning {
+                self.ticked = Some(moment.ran);
+            }
             match origin {
                 Origin::Carried(_) => self.index.carried(lsn, meaning, first),
                 Origin::Append | Origin::Note => self.index.add(lsn, first, meaning),
             }
         }
+        Ok(())
+    }
+
+    fn now(&self) -> Moment {
+        let Moment { wall, ran } = (self.settings.clock)();
+        Moment { wall, ran: self.ran_before.saturating_add(ran) }
+    }
+
+    /// What dates all that is before it, when that is due.
+    fn tick(&mut self, Moment { wall, ran }: Moment) -> Result<Option<Encoded>, String> {
+        let retention = &self.index.retention;
+        let due = self.ticked.is_none_or(|ticked| ran.saturating_sub(ticked) >= retention.interval());
+        if !retention.is_on() || !(due || self.newest_mut().records == 0) {
+            return Ok(None);
+        }
+        Encoded::of(&JournalRecord::Tick { wall, ran }).map(Some)
+    }
+
+    /// Seals what there is and has it read, for those who want finished entries.
+    fn give_retained(&mut self) -> Result<(), String> {
+        if self.reading.is_some() || self.carrying.is_some() {
+            return Ok(());
+        }
+        let Some((since, reply)) = self.asking.pop_front() else { return Ok(()) };
+        let start = match self.index.retention.start(Since::new(since, self.now())) {
+            Ok(start) => start,
+            Err(available_since) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(Err(RetentionError::TooFarBack { available_since }));
+                return Ok(());
+            }
+        };
+        if self.newest_mut().records > 0 {
+            self.db = None;
+            self.begin_generation()?;
+        }
+        let firsts = self.generations.iter().map(|generation| generation.first);
+        let sealed = firsts.clone().zip(firsts.skip(1)).collect();
+        self.reading = Some(retention::read_for(reply, &self.dir, sealed, &self.settings.guard, start, &self.own)?);
         Ok(())
     }
 
@@ -290,8 +366,8 @@ impl Committer {
 
     /// Removes the oldest generation when nothing in it is needed, or begins to carry forward what is.
     fn reclaim(&mut self) -> Result<(), String> {
-        loop {
-            match reclaim::next(&self.generations, &self.index) {
+        while self.reading.is_none() {
+            match reclaim::next(&self.generations, &self.index, self.settings.config.retention_bytes) {
                 Reclaim::Remove => self.remove_oldest()?,
                 Reclaim::Carry if self.carrying.is_none() && !self.stuck => {
                     let rows = self.generations[0].first..self.generations[1].first;
@@ -307,6 +383,7 @@ impl Committer {
                 Reclaim::Carry | Reclaim::Nothing => return Ok(()),
             }
         }
+        Ok(())
     }
 
     fn end_carrying(&mut self) {
@@ -326,6 +403,11 @@ impl Committer {
         let removed = self.settings.guard.check(Step::Remove);
         let removed = removed.and_then(|()| fs::remove_dir_all(generation::path(&self.dir, oldest)));
         self.generations.remove(0);
+        if self.index.retention.holds(oldest) {
+            self.counters.retention_cuts.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(generation = oldest, "finished writes go early: the journal has reached `retention_bytes`");
+        }
+        self.index.retention.removed(oldest);
         if let Err(error) = removed.and_then(|()| sync_dir(&self.dir)) {
             tracing::warn!(%error, generation = oldest, "a finished generation of the journal could not be removed");
         }
@@ -351,7 +433,7 @@ impl Committer {
             self.db = None;
             backoff = (backoff * 2).min(LAST_BACKOFF);
         }
-        self.gathered.urgent = !self.gathered.records.is_empty();
+        self.gathered.urgent = !self.gathered.records.is_empty() || !self.asking.is_empty();
         self.counters.failed.store(false, Ordering::Release);
         tracing::info!("the journal is open again");
         self.publish();
@@ -401,6 +483,10 @@ impl Committer {
         self.counters.disk_bytes.store(sealed + newest, Ordering::Relaxed);
         let generations = u32::try_from(self.generations.len()).unwrap_or(u32::MAX);
         self.counters.generations.store(generations, Ordering::Relaxed);
+        let kept = self.generations.iter().rev().skip(1);
+        let kept = kept.filter(|kept| self.index.needed_in(kept.first) == 0 && self.index.retention.holds(kept.first));
+        self.counters.retained_bytes.store(kept.map(|kept| kept.bytes).sum(), Ordering::Relaxed);
+        self.counters.retained_entries.store(self.index.retention.entries(), Ordering::Relaxed);
     }
 
     fn finish(mut self) {
@@ -413,6 +499,10 @@ impl Committer {
             }
         }
         self.end_carrying();
+        self.asking.clear();
+        if let Some(thread) = self.reading.take() {
+            let _ = thread.join();
+        }
         drop(self.db.take());
         drop(self.lock);
         if let Some(closing) = self.closing {

@@ -1,6 +1,7 @@
 //! What is read from the disk, from arbitrary bytes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use seawall_actors::journal::{Intent, JournalRecord, Ledger, QueueConfig};
 use seawall_actors::operation::{Change, OperationId, Priority, Version};
@@ -9,6 +10,7 @@ use super::codec::{self, Encoded, Meaning};
 use super::generation::{self, Scan};
 use super::index::Index;
 use super::mark::{self, Found};
+use super::retention::Retention;
 use super::row;
 
 /// A record is read or refused; what was read can be written, and is then read as the same.
@@ -61,7 +63,7 @@ fn check(scan: &Scan, first: u64) {
 
 /// As an open does: whatever the records say together, nothing panics, and what is needed is what is counted.
 fn recover(scan: Scan) {
-    let mut index = Index::new(3);
+    let mut index = Index::new(3, Retention::new(Duration::from_secs(60), true));
     let mut ledger = Ledger::new(QueueConfig::default());
     for (lsn, record) in &scan.records {
         index.add(*lsn, 1, Meaning::of(record));

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
-use seawall_actors::journal::JournalError;
+use seawall_actors::journal::{JournalError, Retained, RetentionError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -20,8 +21,15 @@ pub(super) enum Command {
     Carried(Vec<(u64, Encoded)>),
     /// The oldest generation is read, or could not be.
     CarryEnded(Result<(), String>),
+    /// Somebody wants to have what was finished since then.
+    Retained(SystemTime, RetainedReply),
+    /// The generations are read.
+    ReadEnded,
     Close(oneshot::Sender<()>),
 }
+
+/// The answer to somebody who wants finished entries.
+pub(super) type RetainedReply = oneshot::Sender<Result<Retained, RetentionError>>;
 
 /// The answer to one append. Dropped without one, it says what is then true.
 pub(super) struct Reply {

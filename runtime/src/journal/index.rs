@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use seawall_actors::operation::Version;
 
 use super::codec::Meaning;
+use super::retention::Retention;
 
 /// Where a record lies: its place in the log, which never changes, and the generation that holds it, by the number
 /// of that one's first row.
@@ -15,7 +16,7 @@ struct Place {
 }
 
 /// All records that have to be kept: those of open entries, the last outcomes, the last reservation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Index {
     live: HashMap<Version, Vec<Place>>,
     closed: HashMap<Version, Place>,
@@ -24,12 +25,21 @@ pub(super) struct Index {
     reserved: Option<(Version, Place)>,
     needed: HashMap<u64, usize>,
     outcomes: usize,
+    pub(super) retention: Retention,
 }
 
 impl Index {
-    /// For a journal that remembers this many outcomes.
-    pub(super) fn new(outcomes: usize) -> Self {
-        Self { outcomes, ..Self::default() }
+    /// For a journal that remembers this many outcomes, and keeps finished entries as this says.
+    pub(super) fn new(outcomes: usize, retention: Retention) -> Self {
+        Self {
+            live: HashMap::new(),
+            closed: HashMap::new(),
+            closings: BTreeMap::new(),
+            reserved: None,
+            needed: HashMap::new(),
+            outcomes,
+            retention,
+        }
     }
 
     /// A record was appended, after all that were added before. A record of an entry that is not open is not
@@ -49,6 +59,7 @@ impl Index {
                 }
             }
             Meaning::Closes(version) => self.close(version, place),
+            Meaning::Dates(moment) => self.retention.tick(lsn, generation, moment),
             Meaning::Reserves(version) => {
                 if self.reserved.is_none_or(|(highest, _)| highest <= version) {
                     let replaced = self.reserved.replace((version, place));
@@ -61,6 +72,10 @@ impl Index {
 
     fn close(&mut self, version: Version, place: Place) {
         let places = self.live.remove(&version).unwrap_or_default();
+        let begun = places.first().map(|place| place.generation);
+        if begun.is_some() || !self.closed.contains_key(&version) {
+            self.retention.finished(begun, place.generation);
+        }
         self.release(places);
         if self.outcomes == 0 {
             return;
@@ -98,6 +113,7 @@ impl Index {
             }
             Meaning::Closes(version) => self.closed.get_mut(&version),
             Meaning::Reserves(_) => self.reserved.as_mut().map(|(_, place)| place),
+            Meaning::Dates(_) => None,
         };
         place.filter(|place| place.lsn == lsn)
     }

@@ -58,6 +58,14 @@
 //! A copy is made only of what is needed at that moment, so a record that closes an entry never lies in an older
 //! generation than a record that opens it, and cannot be removed before it.
 //!
+//! # Retention
+//!
+//! With a [retention](JournalConfig::retention) a generation also stays until the last of the entries that were begun
+//! or finished in it has been finished for that long, or all generations together take more than
+//! [`retention_bytes`](JournalConfig::retention_bytes); then the oldest goes, and [`retained`](Journal::retained)
+//! refuses to go back beyond what went with it. For a replay the newest generation is sealed, and a thread of its own
+//! reads all of them; none is removed meanwhile. A journal that was repaired begins anew with what it retains.
+//!
 //! # Opening
 //!
 //! Every row of every generation is read: its checksum, its number, the chain of generations, and the mark as to
@@ -82,6 +90,7 @@ mod index;
 mod mark;
 mod reclaim;
 mod recovery;
+mod retention;
 mod row;
 #[cfg(test)]
 mod tests;
@@ -93,11 +102,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use seawall_actors::config::{ConfigProblem, check_range};
-use seawall_actors::journal::{Appended, Journal, JournalError, JournalProgress, JournalRecord, LossReport};
+use seawall_actors::journal::{
+    Appended, Journal, JournalError, JournalProgress, JournalRecord, LossReport, Retained, RetentionError,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -132,6 +143,14 @@ pub struct JournalConfig {
     /// set by whoever opens the journal. Default 10 000.
     #[serde(skip)]
     pub outcomes: usize,
+    /// How long finished entries are kept: [`QueueConfig::retention`](seawall_actors::journal::QueueConfig), set by
+    /// whoever opens the journal. Default 0: not at all.
+    #[serde(skip)]
+    pub retention: Duration,
+    /// Bytes on disk up to which they are:
+    /// [`QueueConfig::retention_bytes`](seawall_actors::journal::QueueConfig), set by whoever opens the journal.
+    #[serde(skip)]
+    pub retention_bytes: u64,
 }
 
 impl JournalConfig {
@@ -159,6 +178,8 @@ impl Default for JournalConfig {
             cache_bytes: 8 << 20,
             lock_patience: Duration::from_secs(2),
             outcomes: 10_000,
+            retention: Duration::ZERO,
+            retention_bytes: 1 << 30,
         }
     }
 }
@@ -229,6 +250,7 @@ pub struct Recovered {
 struct Settings {
     config: JournalConfig,
     guard: GuardOptions,
+    clock: retention::Clock,
 }
 
 /// What can be told without asking the thread.
@@ -239,6 +261,9 @@ struct Counters {
     commits: AtomicU64,
     disk_bytes: AtomicU64,
     generations: AtomicU32,
+    retained_entries: AtomicU64,
+    retained_bytes: AtomicU64,
+    retention_cuts: AtomicU64,
     failed: AtomicBool,
 }
 
@@ -248,6 +273,7 @@ struct Counters {
 pub struct SledJournal {
     commands: Sender<Command>,
     counters: Arc<Counters>,
+    retains: bool,
 }
 
 impl SledJournal {
@@ -271,9 +297,20 @@ impl SledJournal {
         on_damage: OnDamage,
         fault: Option<Arc<dyn FaultHook>>,
     ) -> Result<(Self, Recovered), JournalOpenError> {
+        Self::open_by_clock(dir, config, on_damage, fault, retention::clock())
+    }
+
+    fn open_by_clock(
+        dir: &Path,
+        config: JournalConfig,
+        on_damage: OnDamage,
+        fault: Option<Arc<dyn FaultHook>>,
+        clock: retention::Clock,
+    ) -> Result<(Self, Recovered), JournalOpenError> {
+        let retains = !config.retention.is_zero();
         let (cache_bytes, lock_patience) = (config.cache_bytes, config.lock_patience);
         let guard = GuardOptions { cache_bytes, lock_patience, fault, ..GuardOptions::append_only() };
-        let settings = Settings { config, guard };
+        let settings = Settings { config, guard, clock };
         let mut opened = recovery::open(dir, &settings, on_damage)?;
         let recovered = std::mem::take(&mut opened.recovered);
         let counters = Arc::new(Counters::default());
@@ -289,7 +326,7 @@ impl SledJournal {
         };
         let spawned = std::thread::Builder::new().name("seawall-journal".into()).spawn(thread);
         spawned.map_err(|source| JournalOpenError::Io { dir: dir.to_owned(), source })?;
-        Ok((Self { commands, counters }, recovered))
+        Ok((Self { commands, counters, retains }, recovered))
     }
 }
 
@@ -314,8 +351,22 @@ impl Journal for SledJournal {
         }
     }
 
+    fn retains(&self) -> bool {
+        self.retains
+    }
+
+    async fn retained(&self, since: SystemTime) -> Result<Retained, RetentionError> {
+        if !self.retains {
+            return Err(RetentionError::Off);
+        }
+        let (sender, retained) = oneshot::channel();
+        // A closed journal gives the command back, and with it the sender.
+        let _ = self.commands.send(Command::Retained(since, sender));
+        retained.await.unwrap_or(Err(RetentionError::Journal(JournalError::Closed)))
+    }
+
     fn progress(&self) -> JournalProgress {
-        let Counters { submitted, answered, commits, disk_bytes, generations, failed } = &*self.counters;
+        let Counters { submitted, answered, commits, disk_bytes, generations, failed, .. } = &*self.counters;
         // The answers first: an append that is answered in between is then not counted as answered before submitted.
         let answered = answered.load(Ordering::Acquire);
         JournalProgress {
@@ -325,6 +376,9 @@ impl Journal for SledJournal {
             commits: commits.load(Ordering::Relaxed),
             disk_bytes: disk_bytes.load(Ordering::Relaxed),
             generations: generations.load(Ordering::Relaxed),
+            retained_entries: self.counters.retained_entries.load(Ordering::Relaxed),
+            retained_bytes: self.counters.retained_bytes.load(Ordering::Relaxed),
+            retention_cuts: self.counters.retention_cuts.load(Ordering::Relaxed),
         }
     }
 

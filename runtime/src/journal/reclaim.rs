@@ -30,8 +30,13 @@ pub(super) enum Reclaim {
 /// Only ever the oldest goes, so that the generations stay a chain. It is carried forward when that is cheap (a
 /// tenth of it or less is needed), or when at least half of the journal is garbage: each record that is copied then
 /// pays for one that goes, however long entries live.
-pub(super) fn next(generations: &[Generation], index: &Index) -> Reclaim {
+///
+/// A generation with finished entries that are to be kept stays, up to so many bytes in all.
+pub(super) fn next(generations: &[Generation], index: &Index, retained_bytes: u64) -> Reclaim {
     let [oldest, _, ..] = generations else { return Reclaim::Nothing };
+    if index.retention.holds(oldest.first) && !is_over(generations, retained_bytes) {
+        return Reclaim::Nothing;
+    }
     let needed = index.needed_in(oldest.first);
     if needed == 0 {
         return Reclaim::Remove;
@@ -41,6 +46,11 @@ pub(super) fn next(generations: &[Generation], index: &Index) -> Reclaim {
         return Reclaim::Carry;
     }
     Reclaim::Nothing
+}
+
+/// Whether the generations take more than this.
+fn is_over(generations: &[Generation], bytes: u64) -> bool {
+    generations.iter().map(|generation| generation.bytes).sum::<u64>() > bytes
 }
 
 /// Reads records of a generation on a thread of its own, and sends them to the committer, which goes on meanwhile.

@@ -1,17 +1,20 @@
 //! Opening: what is there, what should be there, and what is done about the difference.
 
+use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use seawall_actors::journal::{JournalRecord, LossReport};
+use seawall_actors::journal::{Intent, JournalRecord, LossReport};
 use seawall_actors::operation::Version;
 
 use super::codec::{Encoded, Meaning};
 use super::generation::{self, Generation, Scan};
 use super::index::Index;
 use super::mark::{self, Mark, MarkFile};
+use super::retention::Retention;
 use super::row::Packer;
 use super::{JournalOpenError, OnDamage, Recovered, Settings};
 use crate::guard::{GuardError, GuardedDb, OpenError, create_dir_durably, pause, quarantine, sync_dir};
@@ -66,7 +69,7 @@ pub(super) fn open(dir: &Path, settings: &Settings, on_damage: OnDamage) -> Resu
     create_dir_durably(dir).map_err(io)?;
     let lock = lock(dir, settings.config.lock_patience)?;
     let mut survey = survey(dir, settings)?;
-    let (index, next_lsn) = settle(&mut survey, settings.config.outcomes);
+    let (index, next_lsn) = settle(&mut survey, settings);
     let repaired = if survey.findings.is_empty() {
         resume(dir, settings, survey, index, next_lsn)
     } else if on_damage == OnDamage::Refuse {
@@ -168,6 +171,7 @@ impl Survey {
         self.generations.push(Generation { first, records: records.len(), bytes: db.size_on_disk() });
         let found = records.into_iter().map(|(lsn, record)| Survivor { lsn, generation: first, record });
         self.survivors.extend(found);
+        self.let_go_of_payloads();
         if !findings.is_empty() {
             self.damaged.push(first);
             self.lost.extend(lost);
@@ -177,6 +181,31 @@ impl Survey {
             self.newest = Some(db);
         }
         Ok(())
+    }
+
+    /// What is closed is not needed: only that it was there. Finished entries that are kept on disk are not to fill
+    /// the memory.
+    fn let_go_of_payloads(&mut self) {
+        let closings = self.survivors.iter().filter_map(|survivor| match survivor.record {
+            JournalRecord::Closed { version, .. } => Some((version, survivor.lsn)),
+            _ => None,
+        });
+        let mut closed: HashMap<Version, u64> = HashMap::new();
+        for (version, lsn) in closings {
+            let last = closed.entry(version).or_default();
+            *last = lsn.max(*last);
+        }
+        for survivor in &mut self.survivors {
+            let (JournalRecord::Intent(intent) | JournalRecord::Redriven(intent)) = &mut survivor.record else {
+                continue;
+            };
+            if !intent.changes.is_empty() && closed.get(&intent.version).is_some_and(|last| *last > survivor.lsn) {
+                let Intent { version, operation, priority, .. } = **intent;
+                let (changes, owes, undo) = (Arc::from([]), Vec::new(), Vec::new());
+                let empty = Intent { version, operation, priority, changes, owes, undo };
+                *intent = Arc::new(empty);
+            }
+        }
     }
 
     fn unopenable(&mut self, first: u64, until: u64, reason: &str) {
@@ -203,7 +232,9 @@ impl Survey {
 
 /// Brings the survivors into the order in which they were appended, and leaves only what is still needed. Gives
 /// the place of the next record, too.
-fn settle(survey: &mut Survey, outcomes: usize) -> (Index, u64) {
+fn settle(survey: &mut Survey, settings: &Settings) -> (Index, u64) {
+    // The first row there ever was is in it.
+    let whole = survey.mark.first == 1;
     let survivors = &mut survey.survivors;
     survivors.sort_by_key(|survivor| (survivor.lsn, survivor.generation));
     survivors.dedup_by(|next, kept| {
@@ -213,7 +244,7 @@ fn settle(survey: &mut Survey, outcomes: usize) -> (Index, u64) {
         }
         same
     });
-    let mut index = Index::new(outcomes);
+    let mut index = Index::new(settings.config.outcomes, Retention::new(settings.config.retention, whole));
     for Survivor { lsn, generation, record } in survivors.iter() {
         index.add(*lsn, *generation, Meaning::of(record));
     }
@@ -279,7 +310,7 @@ fn repair(
         survivors.push(Survivor { lsn: next_lsn, generation: first, record });
         next_lsn += 1;
     }
-    let mut index = Index::new(settings.config.outcomes);
+    let mut index = Index::new(settings.config.outcomes, Retention::new(settings.config.retention, false));
     let next_row = rewrite(&db, first, &survivors, &mut index)?;
     let mut quarantined = Vec::new();
     for damaged in &survey.damaged {

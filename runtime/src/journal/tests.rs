@@ -3,6 +3,7 @@ mod failure;
 mod format;
 mod generations;
 mod model;
+mod retention;
 mod sweep;
 
 use std::path::Path;

@@ -114,6 +114,8 @@ fn name(kind: &EventKind) -> &'static str {
         EventKind::DrainStarted { .. } => "drain_started",
         EventKind::DrainProgressed { .. } => "drain_progressed",
         EventKind::DrainStopped { .. } => "drain_stopped",
+        EventKind::ReplayStarted { .. } => "replay_started",
+        EventKind::ReplayOwed { .. } => "replay_owed",
         EventKind::SagaCompensating { .. } => "saga_compensating",
         EventKind::SagaRolledBack { .. } => "saga_rolled_back",
         EventKind::DeadLetterAdded { .. } => "dead_letter_added",
@@ -210,6 +212,12 @@ fn log_drain(sequence: u64, kind: &EventKind) {
 
 fn log_writes_and_tree(sequence: u64, kind: &EventKind) {
     match kind {
+        EventKind::ReplayStarted { backends, entries } => {
+            warn!(sequence, ?backends, entries, "finished writes are given to stores again");
+        }
+        EventKind::ReplayOwed { backends, keys } => {
+            info!(sequence, ?backends, keys, "what stores have lost is owed to them");
+        }
         EventKind::SagaCompensating { operation, version, cause } => {
             warn!(sequence, %operation, version = version.0, backend = %cause, "a write is being undone");
         }

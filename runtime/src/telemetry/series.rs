@@ -305,6 +305,9 @@ struct JournalSeries {
     commits: Total,
     disk_bytes: Gauge,
     generations: Gauge,
+    retained_entries: Gauge,
+    retained_bytes: Gauge,
+    retention_cuts: Total,
 }
 
 impl JournalSeries {
@@ -321,6 +324,12 @@ impl JournalSeries {
             commits: r.total("seawall_journal_commits_total", "Commits, each of them one sync of the disk."),
             disk_bytes: r.gauge("seawall_journal_disk_bytes", "Bytes that the journal takes on disk, about."),
             generations: r.gauge("seawall_journal_generations", "Generations of the journal on disk."),
+            retained_entries: r.gauge("seawall_journal_retained_entries", "Finished writes that a replay still finds."),
+            retained_bytes: r.gauge("seawall_journal_retained_bytes", "Bytes that are on disk only for a replay."),
+            retention_cuts: r.total(
+                "seawall_journal_retention_cuts_total",
+                "How often finished writes went early, for the limit in bytes.",
+            ),
         }
     }
 
@@ -331,6 +340,9 @@ impl JournalSeries {
         self.commits.advance(now.journal.commits);
         set(&self.disk_bytes, now.journal.disk_bytes);
         self.generations.set(now.journal.generations);
+        set(&self.retained_entries, now.journal.retained_entries);
+        set(&self.retained_bytes, now.journal.retained_bytes);
+        self.retention_cuts.advance(now.journal.retention_cuts);
     }
 }
 

@@ -20,7 +20,8 @@ impl Ledger {
             other => other.version().unwrap_or_default(),
         });
         match record {
-            JournalRecord::Intent(intent) => self.insert(Arc::clone(intent), true, None),
+            JournalRecord::Intent(intent) => self.insert(Arc::clone(intent), true, None, false),
+            JournalRecord::Redriven(intent) => self.insert(Arc::clone(intent), true, None, true),
             JournalRecord::Done { version, backend } => self.set(*version, backend, LegState::Done),
             JournalRecord::Undone { version, backend } => {
                 // Nothing is taken back without a decision, though that may not have been written down.
@@ -35,10 +36,12 @@ impl Ledger {
             JournalRecord::Revived { version, backend } => self.revive(*version, backend),
             JournalRecord::Decided { version, cause, ending, .. } => self.decide(*version, cause, *ending),
             JournalRecord::Closed { version, operation, ending } => {
-                self.remove(*version);
+                if let Some(entry) = self.remove(*version) {
+                    self.ended(&entry, *ending);
+                }
                 self.remember(*operation, *version, *ending);
             }
-            JournalRecord::Reserved { .. } => {}
+            JournalRecord::Reserved { .. } | JournalRecord::Tick { .. } => {}
         }
     }
 
@@ -68,7 +71,7 @@ impl Ledger {
     /// Adds an accepted write that a saga works on: the legs in `now` are in flight, the others owed.
     pub fn begin(&mut self, intent: &Arc<Intent>, now: &[BackendName], durable: bool) {
         self.highest = self.highest.max(intent.version);
-        self.insert(Arc::clone(intent), durable, Some(now));
+        self.insert(Arc::clone(intent), durable, Some(now), false);
     }
 
     /// An entry that was begun and touched nothing is over, though the disk may have its intent. It stays until its end
@@ -226,7 +229,13 @@ impl Ledger {
     }
 
     /// Adds an entry. A saga that holds it says which legs are in flight.
-    fn insert(&mut self, intent: Arc<Intent>, durable: bool, in_flight: Option<&[BackendName]>) {
+    pub(super) fn insert(
+        &mut self,
+        intent: Arc<Intent>,
+        durable: bool,
+        in_flight: Option<&[BackendName]>,
+        redriven: bool,
+    ) {
         let (version, held) = (intent.version, in_flight.is_some());
         // Written down anew: the records that follow say the rest again.
         self.remove(version);
@@ -247,14 +256,10 @@ impl Ledger {
             .owes
             .iter()
             .map(|backend| Leg {
-                backend: backend.clone(),
                 state: if is_in_flight(backend) { LegState::InFlight } else { LegState::Owed },
                 // Read back after a crash: whoever registered how to take it back was about to do it.
                 attempted: !held && intent.undo.iter().any(|(name, _)| name == backend),
-                died: false,
-                parked: false,
-                failed: 0,
-                place: None,
+                ..Leg::owed(backend.clone())
             })
             .collect();
         for backend in &intent.owes {
@@ -275,6 +280,7 @@ impl Ledger {
             recovered: !held,
             doubtful: false,
             doomed: false,
+            redriven,
             bytes,
         };
         self.entries.insert(version, Box::new(entry));
@@ -289,8 +295,8 @@ impl Ledger {
         }
     }
 
-    fn remove(&mut self, version: Version) {
-        let Some(mut entry) = self.entries.remove(&version) else { return };
+    fn remove(&mut self, version: Version) -> Option<Box<Entry>> {
+        let mut entry = self.entries.remove(&version)?;
         self.bytes -= entry.bytes;
         if self.operations.get(&entry.intent.operation) == Some(&version) {
             self.operations.remove(&entry.intent.operation);
@@ -315,6 +321,7 @@ impl Ledger {
             let later = self.later(&entry.intent, version, &leg.backend, leg.bar() == Bar::Merges);
             self.ripple(later, &leg.backend);
         }
+        Some(entry)
     }
 
     pub(super) fn set(&mut self, version: Version, backend: &BackendName, state: LegState) {

@@ -24,6 +24,8 @@ pub struct Step {
     pub supersedes: Vec<Version>,
     /// Whether this is a compensation.
     pub undo: bool,
+    /// Whether this gives the backend again what it has lost, and so goes over its own version, too.
+    pub redriven: bool,
 }
 
 /// How a [`Step`] went.
@@ -217,13 +219,15 @@ impl Ledger {
             changes: Arc::clone(&entry.intent.changes),
             supersedes: between,
             undo: false,
+            redriven: entry.redriven,
         }
     }
 
     fn undo_step(&self, version: Version, backend: &BackendName) -> Option<Step> {
         let entry = &self.entries[&version];
         let changes = Arc::clone(entry.undo_for(backend)?);
-        Some(Step { version, operation: entry.intent.operation, changes, supersedes: Vec::new(), undo: true })
+        let operation = entry.intent.operation;
+        Some(Step { version, operation, changes, supersedes: Vec::new(), undo: true, redriven: false })
     }
 
     // ----- order --------------------------------------------------------------------------------------------

@@ -10,15 +10,18 @@
 //! | `fold` | how records and sagas change them |
 //! | `lanes` | what is ready for each backend: the order, and the work of the drain |
 //! | `overlay` | what a reader has to know of a key |
+//! | `redrive` | what a store has lost is owed again |
 
 mod fold;
 mod lanes;
 mod overlay;
+mod redrive;
 #[cfg(test)]
 mod tests;
 
 pub use lanes::{Step, StepResult};
 pub use overlay::{Overlay, Pending};
+pub use redrive::Redriven;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -92,6 +95,14 @@ struct Leg {
 }
 
 impl Leg {
+    fn owed(backend: BackendName) -> Self {
+        Self { backend, state: LegState::Owed, attempted: false, died: false, parked: false, failed: 0, place: None }
+    }
+
+    fn is_dead(&self) -> bool {
+        matches!(self.state, LegState::Dead(_))
+    }
+
     fn bar(&self) -> Bar {
         match self.state {
             LegState::Done | LegState::Undone => Bar::Open,
@@ -130,6 +141,8 @@ struct Entry {
     /// It is over before it began, in doubt only because the disk may have its intent. Nothing of its keys passes it
     /// before its end is written down: a restart would put it in its place.
     doomed: bool,
+    /// It gives a store again what it has lost: what its changes say goes over its own version, too.
+    redriven: bool,
     bytes: usize,
 }
 
@@ -204,6 +217,8 @@ pub struct Ledger {
     dead: usize,
     deciding: usize,
     highest: Version,
+    /// What has ended, while somebody follows.
+    following: Option<Vec<(Arc<Intent>, Ending)>>,
 }
 
 impl Ledger {
@@ -222,6 +237,7 @@ impl Ledger {
             dead: 0,
             deciding: 0,
             highest: Version(0),
+            following: None,
         }
     }
 
@@ -372,7 +388,9 @@ impl Ledger {
             let operation = entry.intent.operation;
             return vec![JournalRecord::Closed { version, operation, ending: Ending::RolledBack }];
         }
-        let mut records = vec![JournalRecord::Intent(Arc::clone(&entry.intent))];
+        let intent = Arc::clone(&entry.intent);
+        let opens = if entry.redriven { JournalRecord::Redriven(intent) } else { JournalRecord::Intent(intent) };
+        let mut records = vec![opens];
         let backend = |leg: &Leg| leg.backend.clone();
         for leg in entry.legs.iter().filter(|leg| leg.died && !matches!(leg.state, LegState::Dead(_))) {
             let reason = TRIED_AGAIN.to_owned();

@@ -11,7 +11,8 @@ pub struct Pending {
     pub version: Version,
     /// What it changes.
     pub change: Change,
-    /// Whether it takes back the write of this version, rather than being it.
+    /// Whether it goes over this version itself: it takes back the write of it, or gives it again to a store that has
+    /// lost something before it.
     pub undo: bool,
 }
 
@@ -89,7 +90,7 @@ impl Ledger {
                 if change.is_full() {
                     overlay = Overlay::default();
                 }
-                let undo = entry.decision.is_some();
+                let undo = entry.decision.is_some() || entry.redriven;
                 overlay.changes.push(Pending { version, change: change.clone(), undo });
                 overlay.passed |= entry.passable;
                 overlay.recovered |= entry.recovered;

@@ -48,6 +48,15 @@ fn every_variant() -> Vec<JournalRecord> {
         JournalRecord::Closed { version: Version(8), operation: operation(8), ending: Ending::RolledBack },
         JournalRecord::Closed { version: Version(9), operation: operation(9), ending: Ending::Discarded },
         intent(10, 9_000),
+        JournalRecord::Redriven(Arc::new(Intent {
+            version: Version(11),
+            operation: operation(11),
+            priority: Priority::Low,
+            changes: Arc::from([Change::Delete { key: Key::new("lost") }]),
+            owes: vec![name("graph")],
+            undo: Vec::new(),
+        })),
+        JournalRecord::Tick { wall: 1_700_000_000_000, ran: 60_000 },
     ]
 }
 
