@@ -23,7 +23,7 @@ mod stage;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use seawall::Runtime;
@@ -308,6 +308,42 @@ async fn a_journal_without_room_during_an_outage_refuses_and_keeps_what_it_ackno
     load.stop().await;
     let figures = stage.assert_kept().await;
     assert!(figures.refused > 0, "{figures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_come_back_with_older_data_are_given_again_what_they_lost() {
+    let Some(mut stage) = Stage::set(Cast::Alone, Told::default()).await else { return };
+    stage.config.queue.retention = Duration::from_secs(600);
+    stage.open().await;
+    let load = stage.load();
+    stage.works().await;
+    load.stop().await;
+    // What both have is in the copies.
+    stage.assert_kept().await;
+    #[expect(clippy::disallowed_methods, reason = "a replay is asked for by the wall clock")]
+    let since = SystemTime::now();
+    let graph = stage.graph().snapshot().await;
+    let vector = stage.vector.snapshot().await;
+    let load = stage.load();
+    stage.works().await;
+    load.stop().await;
+    stage.assert_kept().await;
+    let before = stage.newest().await;
+    stage.graph().restore(&graph).await;
+    stage.vector.restore(&vector).await;
+    stage.recovers().await;
+    let after = stage.newest().await;
+    let older = |store: usize| Version(0) < after[store] && after[store] < before[store];
+    assert!(older(0) && older(1), "not older: {before:?}, then {after:?}");
+
+    let replayed = stage.runtime().control().replay_since(since).await.unwrap();
+    assert!(replayed.keys > 0, "{replayed:?}");
+    // Before anything is written over it.
+    stage.assert_kept().await;
+    let load = stage.load();
+    stage.acknowledges(100).await;
+    load.stop().await;
+    stage.assert_kept().await;
 }
 
 /// A graph that says that it did what it did not do.

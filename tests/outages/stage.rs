@@ -10,7 +10,7 @@ use seawall::backend::Backend;
 use seawall::backends::{Neo4jBackend, QdrantBackend};
 use seawall::breaker::{BreakerHandle, BreakerState};
 use seawall::config::{BackendConfig, Config, Neo4jConfig, QdrantConfig, RedisCacheConfig, Secret};
-use seawall::operation::Status;
+use seawall::operation::{Status, Version};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{sleep, timeout};
@@ -20,7 +20,7 @@ use crate::servers::arcadedb::{ArcadeDb, ArcadeDbServer};
 use crate::servers::neo4j::{Neo4j, Neo4jServer};
 use crate::servers::proxy::{Protocol, Proxy};
 use crate::servers::qdrant::{Qdrant, QdrantServer};
-use crate::servers::{Server, listens};
+use crate::servers::{Server, Snapshot, listens};
 use crate::torture::{Figures, Told};
 
 /// How long anything may take that has to come.
@@ -57,6 +57,20 @@ impl Graph {
         match self {
             Self::Neo4j(server) => server.restart().await,
             Self::ArcadeDb(server) => server.restart().await,
+        }
+    }
+
+    pub(crate) async fn snapshot(&mut self) -> Snapshot {
+        match self {
+            Self::Neo4j(server) => server.snapshot().await,
+            Self::ArcadeDb(server) => server.snapshot().await,
+        }
+    }
+
+    pub(crate) async fn restore(&mut self, snapshot: &Snapshot) {
+        match self {
+            Self::Neo4j(server) => server.restore(snapshot).await,
+            Self::ArcadeDb(server) => server.restore(snapshot).await,
         }
     }
 
@@ -313,6 +327,16 @@ impl Stage {
                 self.told().problems
             );
         }
+    }
+
+    /// The newest version that each store holds.
+    pub(crate) async fn newest(&self) -> [Version; 2] {
+        let stores: [&dyn Backend; 2] = [&self.held.0, &self.held.1];
+        let mut newest = [Version::default(); 2];
+        for (store, newest) in stores.into_iter().zip(&mut newest) {
+            *newest = store.newest_version().await.expect("the store is well");
+        }
+        newest
     }
 
     /// Waits until nothing is owed, and compares what the stores hold with what was acknowledged.
