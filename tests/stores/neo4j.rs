@@ -189,6 +189,34 @@ async fn neo4j_keeps_records_through_what_happens_to_it() {
     survives::<Neo4j>().await;
 }
 
+/// Writers whose records relate to one another's, each time to others.
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_of_related_records_wait_for_one_another_and_none_is_refused() {
+    const WRITERS: u64 = 8;
+    let Some(server) = start(Neo4j::default()).await else { return };
+    let backend = Arc::new(backend_at::<Neo4j>(server.port(), |_| {}));
+    backend.probe().await.expect("is well");
+    let writers = (0..WRITERS).map(|writer| {
+        let backend = Arc::clone(&backend);
+        tokio::spawn(async move {
+            let mut refused = Vec::new();
+            for turn in 1..=30 {
+                let key = |n: u64| format!("k{}", n % WRITERS);
+                let related = [writer + turn, writer + 3 * turn + 1, writer + 5 * turn + 2];
+                let record = related
+                    .into_iter()
+                    .fold(Record::new(key(writer)), |record, to| record.with_relation(format!("r{to}"), key(to)));
+                if let Err(error) = backend.apply(&put(turn, record)).await {
+                    refused.push(error.to_string());
+                }
+            }
+            refused
+        })
+    });
+    let refused: Vec<String> = join_all(writers).await.into_iter().flat_map(|writer| writer.expect("ends")).collect();
+    assert!(refused.is_empty(), "{} of {} were refused: {refused:?}", refused.len(), 30 * WRITERS);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn arcadedb_keeps_records_through_what_happens_to_it() {
     survives::<ArcadeDb>().await;

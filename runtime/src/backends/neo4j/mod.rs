@@ -187,7 +187,8 @@ impl Neo4jBackend {
         if plan.nodes.is_empty() {
             return Ok(Vec::new());
         }
-        let put = query(&self.statements.put).param("rows", plan.rows()).param("over", plan.over);
+        let put = query(&self.statements.put);
+        let put = put.param("touched", plan.touched()).param("rows", plan.rows()).param("over", plan.over);
         let rows = session.rows(put).await?;
         let passed: Vec<Key> =
             rows.iter().map(|row| Ok(Key::from(node::text(row, "key")?))).collect::<Result<_, BackendError>>()?;

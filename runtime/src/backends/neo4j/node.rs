@@ -1,6 +1,6 @@
 //! Records as nodes, and nodes as records. Plain data: no connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use neo4rs::{BoltList, BoltMap, BoltType, Row};
 use seawall_actors::backend::{BackendError, Fence, FencedWrite, Stored};
@@ -80,6 +80,13 @@ impl Plan {
     /// `$rows` of the nodes that are replaced, in the order in which everybody locks them.
     pub(super) fn rows(&self) -> BoltType {
         list(self.nodes.iter().map(|(key, node)| row(key, node.clone())).collect())
+    }
+
+    /// The keys that it writes or relates to.
+    pub(super) fn touched(&self) -> BoltType {
+        let related = self.relations.iter().flat_map(|(_, relations)| relations.iter().map(|relation| &relation.to));
+        let touched: BTreeSet<&Key> = self.nodes.keys().chain(self.merges.keys()).chain(related).collect();
+        texts(touched.into_iter().map(Key::as_str))
     }
 
     /// `$rows` of the relations of these nodes.

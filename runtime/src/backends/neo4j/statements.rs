@@ -64,6 +64,14 @@ impl Statements {
             "MERGE (n:{label} {{key: row.key}}) SET n._lock = true \
              WITH n, row WHERE coalesce(n._version, 0) <= $over"
         );
+        // To relate two nodes, or to relate them no more, locks both. Everybody locks everything beforehand and in one
+        // order, or writers of related records would deadlock. What a node relates to by now is seen without a lock; if
+        // that changes meanwhile, a deadlock is all that can come of it.
+        let order = format!(
+            "UNWIND $touched AS own OPTIONAL MATCH (n:{label})-[:RELATES]->(t:{label}) WHERE n.key = own \
+             WITH collect(DISTINCT t.key) + $touched AS keys UNWIND keys AS key WITH DISTINCT key ORDER BY key \
+             MERGE (n:{label} {{key: key}}) SET n._lock = true WITH count(n) AS locked"
+        );
         let tombstone = "n._deleted = true AND n._version < $older";
         let loose = "n._version IS NULL AND NOT (n)<-[:RELATES]-()";
         let name = label.to_ascii_lowercase();
@@ -73,7 +81,7 @@ impl Statements {
             ),
             index: format!("CREATE INDEX seawall_{name}_version IF NOT EXISTS FOR (n:{label}) ON (n._version)"),
             put: format!(
-                "UNWIND $rows AS row {fence} SET n = row.properties \
+                "{order} UNWIND $rows AS row {fence} SET n = row.properties \
                  WITH n OPTIONAL MATCH (n)-[r:RELATES]->() DELETE r RETURN DISTINCT n.key AS key"
             ),
             relate: format!(
