@@ -199,6 +199,13 @@ pub trait Backend: Send + Sync + 'static {
     /// give out versions that the fence would refuse. `Version(0)` when it holds nothing.
     async fn newest_version(&self) -> Result<Version, BackendError>;
 
+    /// Forgets deletes below a version: nothing that is older than their tombstones can come any more. Not many more
+    /// than `at_most` of them, if the store can choose, so that a call is short. Gives how many; 0 when none are left.
+    /// The newest version stays what it is. Default: deletes are never forgotten.
+    async fn sweep(&self, _older_than: Version, _at_most: usize) -> Result<usize, BackendError> {
+        Ok(0)
+    }
+
     /// Native transactions, where the store has them.
     fn transactions(&self) -> Option<&dyn Transactions> {
         None

@@ -56,6 +56,8 @@ struct Log {
     /// The newest acknowledged version of each key: what survives the process, and all.
     durable_floor: BTreeMap<Key, Version>,
     floor: BTreeMap<Key, Version>,
+    /// The newest delete of each key that a store has forgotten.
+    forgotten: BTreeMap<Key, Version>,
     reads: Vec<Read>,
     /// Keys of which nothing is promised any more: a person has to look, or the process took what was in its memory
     /// only.
@@ -227,6 +229,13 @@ impl History {
         self.log().floor.get(key).copied().unwrap_or_default()
     }
 
+    /// A store forgets that a key was deleted at this version.
+    pub(crate) fn forgot(&self, key: &Key, version: Version) {
+        let mut log = self.log();
+        let forgotten = log.forgotten.entry(key.clone()).or_default();
+        *forgotten = version.max(*forgotten);
+    }
+
     /// A read was answered. `copies`: there is a best-effort store.
     pub(crate) fn read(&self, key: &Key, floor: Version, answer: Option<Retrieved>, copies: bool) {
         let log = &mut *self.log();
@@ -235,7 +244,9 @@ impl History {
             log.counts.reads_refused += 1;
             return;
         };
-        let version = answer.version.unwrap_or_default();
+        // Of what a store has forgotten, nobody knows the version any more.
+        let forgotten = || log.forgotten.get(key).copied().unwrap_or_default();
+        let version = answer.version.unwrap_or_else(forgotten);
         // A copy may have missed what it was told, and after a crash it is not known whether what is owed is still owed:
         // when nobody else can be asked, that is said.
         let excused = answer.stale

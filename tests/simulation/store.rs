@@ -183,6 +183,22 @@ impl Store {
         }
     }
 
+    /// Forgets deletes.
+    async fn forget(&self, older_than: Version, at_most: usize) -> Result<usize, BackendError> {
+        let swept = self.inner.sweep(older_than, at_most).await?;
+        let keys: Vec<Key> = locked(&self.state).held.keys().cloned().collect();
+        let left = self.inner.read(&keys).await?;
+        let gone = keys.into_iter().zip(left).filter(|(_, stored)| stored.is_none());
+        let held = &mut locked(&self.state).held;
+        for (key, _) in gone {
+            if let Some(version) = held.remove(&key) {
+                self.scene.history.forgot(&key, version);
+            }
+        }
+        trace!(self.scene, "{}: forgets {swept} deletes below {older_than}", self.name);
+        Ok(swept)
+    }
+
     /// A write arrives.
     async fn land(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
         if self.scene.weather.flaw == Some(Flaw::StoreForgets) && locked(&self.state).random.u8(0..8) == 0 {
@@ -374,6 +390,10 @@ impl Backend for Wire {
 
     async fn newest_version(&self) -> Result<Version, BackendError> {
         self.ask(self.store.inner.newest_version()).await
+    }
+
+    async fn sweep(&self, older_than: Version, at_most: usize) -> Result<usize, BackendError> {
+        self.ask(self.store.forget(older_than, at_most)).await
     }
 
     fn transactions(&self) -> Option<&dyn Transactions> {

@@ -154,6 +154,8 @@ impl Weather {
         };
         let lives = weather.ends.len() as u64 + 1;
         let operations = 20 + random.below(40) as u64;
+        // What is on its way has arrived by then: from a store that is slow, and when it is done a second time, too.
+        weather.config.sync.sweep_after = 3 * weather.habits.delay + 2 * weather.storm.flap + 1_000 * MS;
         weather.requests = u32::try_from(operations / lives / weather.clients).unwrap_or(1).max(1) * 2;
         weather
     }

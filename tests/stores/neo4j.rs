@@ -232,11 +232,11 @@ async fn a_delete_is_swept_and_what_relates_to_it_stays<P: Graph>(server: &Serve
         .await
         .expect("works");
     backend.apply(&write(4, [Change::Delete { key: "d".into() }])).await.expect("works");
-    assert_eq!(backend.sweep(Version(4)).await.expect("works"), 2);
+    assert_eq!(backend.sweep(Version(4), 100).await.expect("works"), 2);
     assert_eq!((held(&backend, "b").await, held(&backend, "c").await), (None, None));
     assert_eq!(held(&backend, "d").await.expect("works").version, Version(4));
     assert_eq!(record_of(&backend, "a").await.expect("works"), a);
-    assert_eq!(backend.sweep(Version(4)).await.expect("works"), 0);
+    assert_eq!(backend.sweep(Version(4), 100).await.expect("works"), 0);
     // Nothing of it is left: it can be written anew, and is found along the relation that was always there.
     backend.apply(&put(1, Record::new("b"))).await.expect("works");
     let walk = Traversal::from("b").direction(Direction::Incoming);

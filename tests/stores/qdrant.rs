@@ -399,15 +399,15 @@ async fn old_tombstones_are_swept_and_the_newest_version_never_is() {
     let Some(server) = QdrantServer::start(Qdrant::default()).await else { return };
     let store = on(server.port());
     assert_eq!(store.newest_version().await.expect("answers"), Version(0));
-    assert_eq!(store.sweep(Version(9)).await.expect("answers"), 0);
+    assert_eq!(store.sweep(Version(9), 100).await.expect("answers"), 0);
     put(&store, 1, Record::new("kept")).await.expect("is stored");
     for (version, key) in [(2, "a"), (3, "b"), (4, "c")] {
         delete(&store, version, key).await.expect("is deleted");
     }
-    assert_eq!(store.sweep(Version(3)).await.expect("is swept"), 1);
+    assert_eq!(store.sweep(Version(3), 100).await.expect("is swept"), 1);
     assert_eq!((read(&store, "a").await, read(&store, "b").await.is_some()), (None, true));
-    assert_eq!(store.sweep(Version(99)).await.expect("is swept"), 1);
-    assert_eq!(store.sweep(Version(99)).await.expect("is swept"), 0);
+    assert_eq!(store.sweep(Version(99), 100).await.expect("is swept"), 1);
+    assert_eq!(store.sweep(Version(99), 100).await.expect("is swept"), 0);
     assert!(read(&store, "kept").await.is_some());
     assert_eq!(store.newest_version().await.expect("answers"), Version(4));
 }

@@ -108,4 +108,6 @@ pub struct CallStats {
     pub budget_exhausted: u64,
     /// Calls of users that found no place, since the start.
     pub bulkhead_rejections: u64,
+    /// Deletes that it has forgotten, since the start.
+    pub swept: u64,
 }

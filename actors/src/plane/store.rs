@@ -41,6 +41,7 @@ pub struct Store {
     calls: AtomicU64,
     retries: AtomicU64,
     exhausted: AtomicU64,
+    swept: AtomicU64,
 }
 
 impl Store {
@@ -59,6 +60,7 @@ impl Store {
             calls: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             exhausted: AtomicU64::new(0),
+            swept: AtomicU64::new(0),
         }
     }
 
@@ -96,6 +98,7 @@ impl Store {
             retries: self.retries.load(Ordering::Relaxed),
             budget_exhausted: self.exhausted.load(Ordering::Relaxed),
             bulkhead_rejections: self.bulkhead.rejected(),
+            swept: self.swept.load(Ordering::Relaxed),
         }
     }
 
@@ -140,6 +143,11 @@ impl Store {
             }
             Err(_) => Begun::Over(settle(lease, Err(panicked()))),
         }
+    }
+
+    /// It has forgotten so many deletes.
+    pub(crate) fn swept(&self, deletes: usize) {
+        self.swept.fetch_add(deletes as u64, Ordering::Relaxed);
     }
 
     /// A user's call is made, and pays for a part of a retry.

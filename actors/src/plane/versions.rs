@@ -40,6 +40,12 @@ impl Versions {
         Version(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The last one that was given out, or skipped.
+    #[must_use]
+    pub fn last(&self) -> Version {
+        Version(self.next.load(Ordering::Relaxed) - 1)
+    }
+
     /// Whether this version may have been given out: by this process, or by one before it.
     #[must_use]
     pub fn issued(&self, version: Version) -> bool {
@@ -128,6 +134,7 @@ mod tests {
                         let version = versions.allocate();
                         prop_assert!(version.0 > highest && version.0 <= durable.0);
                         prop_assert!(versions.issued(version) && versions.is_reserved(version));
+                        prop_assert_eq!(versions.last(), version);
                         highest = version.0;
                     }
                     Do::Skip(version) => {

@@ -20,6 +20,7 @@ use crate::operation::Version;
 use crate::plane::{DataPlane, Store};
 use crate::supervisor::{CallError, Slot};
 use crate::sync::lane::Lane;
+use crate::sync::sweep::sweep;
 use crate::sync::{DrainWindow, SyncConfig};
 
 /// How long after its death a lane is started again.
@@ -139,13 +140,19 @@ impl SyncArguments {
 pub struct Lanes {
     arguments: SyncArguments,
     running: HashMap<BackendName, AbortOnDropHandle<()>>,
-    _promoter: Option<AbortOnDropHandle<()>>,
+    /// What the worker for writes does beside its lanes.
+    _beside: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Lanes {
     pub(crate) fn start(arguments: SyncArguments, myself: &ActorRef<SyncMessage>) -> Self {
-        let promoter = (!arguments.undo).then(|| tokio::spawn(promote(Arc::clone(&arguments.plane))));
-        let mut lanes = Self { arguments, running: HashMap::new(), _promoter: promoter.map(AbortOnDropHandle::new) };
+        let mut beside = Vec::new();
+        if !arguments.undo {
+            let plane = || Arc::clone(&arguments.plane);
+            beside.push(AbortOnDropHandle::new(tokio::spawn(promote(plane()))));
+            beside.push(AbortOnDropHandle::new(tokio::spawn(sweep(plane(), arguments.config.sweep_after))));
+        }
+        let mut lanes = Self { arguments, running: HashMap::new(), _beside: beside };
         let stores: Vec<Arc<Store>> = lanes.arguments.plane.required().cloned().collect();
         for store in stores {
             lanes.start_lane(store, myself);

@@ -16,6 +16,10 @@
 //! | `batch` | 100 | documents 000, 001 (`drain_batch_size`) |
 //! | `concurrency` | 16 | measured: 0.92 of the backend's own rate |
 //! | `backoff`, `max_backoff` | 100 ms, 30 s | |
+//! | `sweep_after` | 1 h | far longer than a write can be on its way |
+//!
+//! Beside that the worker writes down what could not be written down, and lets the stores forget deletes whose
+//! tombstones nothing needs any more.
 //!
 //! Receives: wake-ups (something is owed, the plan or a breaker changed), queries. Sends: events, records to the
 //! journal. If it crashes: its lanes stop, steps in flight become owed again, its successor goes on.
@@ -24,6 +28,7 @@ mod actor;
 pub(crate) mod lane;
 mod policy;
 mod replay;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -54,11 +59,22 @@ pub struct SyncConfig {
     /// The longest such wait. Default 30 s, at least `backoff`.
     #[serde(with = "crate::config::seconds")]
     pub max_backoff: Duration,
+    /// How long a write that was sent may be on its way to a store, at the very most. Deletes are forgotten so long
+    /// after all that is older was finished, and no later than twice as long. Default 1 h, range 1 s to 30 days; 0
+    /// keeps them for ever.
+    #[serde(with = "crate::config::seconds")]
+    pub sweep_after: Duration,
 }
 
 impl Default for SyncConfig {
     fn default() -> Self {
-        Self { batch: 100, concurrency: 16, backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(30) }
+        Self {
+            batch: 100,
+            concurrency: 16,
+            backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(30),
+            sweep_after: Duration::from_secs(3_600),
+        }
     }
 }
 
@@ -70,5 +86,8 @@ impl SyncConfig {
         check_range(path, "concurrency", self.concurrency, 1..=1_024, problems);
         check_range(path, "backoff", self.backoff, ms..=Duration::from_secs(60), problems);
         check_range(path, "max_backoff", self.max_backoff, self.backoff..=hour, problems);
+        if !self.sweep_after.is_zero() {
+            check_range(path, "sweep_after", self.sweep_after, 1_000 * ms..=30 * 24 * hour, problems);
+        }
     }
 }

@@ -120,6 +120,47 @@ pub(super) async fn tombstones(subject: &dyn Subject) -> Checked {
     ground.holds(5, &record("never", 5), "after a newer write").await
 }
 
+pub(super) async fn sweep(subject: &dyn Subject) -> Checked {
+    let ground = Ground::open(subject).await?;
+    for (version, key) in (1..).zip(["live", "old", "old too", "new"]) {
+        ground.put(version, &record(key, version)).await?;
+    }
+    for (version, key) in [(5, "old"), (6, "old too"), (7, "new"), (8, "newest")] {
+        ground.delete(version, key).await?;
+    }
+    let mut swept = Vec::new();
+    loop {
+        let some = ground.backend.sweep(Version(7), 1).await;
+        match some.map_err(|error| Failure::Broken(format!("a sweep fails: {error}")))? {
+            0 => break,
+            some => swept.push(some),
+        }
+        ensure!(swept.len() <= 2, "sweeps of 2 deletes go on to forget some: {swept:?}");
+    }
+    if swept.is_empty() {
+        return Err(Failure::Skipped("it never forgets a delete by itself"));
+    }
+    let all: usize = swept.iter().sum();
+    ensure!(all == 2, "a sweep of 2 deletes tells of {all}");
+    ground.holds(1, &record("live", 1), "after a sweep").await?;
+    ground.holds_nothing("old", "after a sweep").await?;
+    ground.holds_nothing("old too", "after a sweep").await?;
+    ground.holds_delete(7, "new", "after a sweep of what is older").await?;
+    ground.holds_delete(8, "newest", "after a sweep of what is older").await?;
+    ground.put(4, &record("old", 4)).await?;
+    ground.holds(4, &record("old", 4), "when it was written after a sweep").await?;
+    ground.delete(9, "old").await?;
+    ground
+        .backend
+        .sweep(Version(100), 100)
+        .await
+        .map_err(|error| Failure::Broken(format!("a sweep fails: {error}")))?;
+    let newest = ground.backend.newest_version().await;
+    let newest = newest.map_err(|error| Failure::Broken(format!("the newest version fails: {error}")))?;
+    ensure!(newest == Version(9), "after a sweep of everything the newest version is {newest}, and was v9");
+    Ok(())
+}
+
 pub(super) async fn pre_images(subject: &dyn Subject) -> Checked {
     let ground = Ground::open(subject).await?;
     let before = record("a", 1).with("list", vec![1, 2]).with_relation("knows", "b").with_relation("knows", "c");

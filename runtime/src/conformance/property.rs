@@ -60,6 +60,8 @@ properties! {
     Idempotence "a write that comes again changes nothing" => |s| fence::idempotence(s).boxed();
     /// A delete leaves its version, and what is older does not bring the record back.
     Tombstones "a delete is remembered and not undone by what is older" => |s| fence::tombstones(s).boxed();
+    /// [`Backend::sweep`](crate::backend::Backend::sweep), where there is one.
+    Sweep "a sweep forgets deletes below a version, and nothing else" => |s| fence::sweep(s).boxed();
     /// From what a read gave, a compensation restores what was there.
     PreImages "what was read before a write restores it" => |s| fence::pre_images(s).boxed();
     /// [`Change::Merge`](crate::operation::Change::Merge).

@@ -119,6 +119,7 @@ struct BackendSeries {
     retries: Total,
     budget_exhausted: Total,
     bulkhead_rejections: Total,
+    swept: Total,
     owed: Gauge,
     drained: Total,
     probes: Total,
@@ -246,6 +247,7 @@ impl BackendSeries {
                 "seawall_backend_bulkhead_rejections_total",
                 "Calls of users that were refused because as many were out as may be; the backend was not touched.",
             ),
+            swept: r.total("seawall_backend_swept_total", "Deletes that it has forgotten, as nothing older can come."),
             owed: r.gauge("seawall_backend_owed_writes", "Accepted writes that the backend has not been given yet."),
             drained: r.total("seawall_backend_drained_writes_total", "Owed writes that the backend has been given."),
             probes: r.total("seawall_probes_total", "Health probes."),
@@ -260,6 +262,7 @@ impl BackendSeries {
         self.retries.advance(now.calls.retries);
         self.budget_exhausted.advance(now.calls.budget_exhausted);
         self.bulkhead_rejections.advance(now.calls.bulkhead_rejections);
+        self.swept.advance(now.calls.swept);
         set(&self.owed, now.owed);
         self.drained.advance(now.drained);
         self.probes.advance(now.probes);

@@ -68,7 +68,7 @@ fn observation() -> Observation {
         backends: ["graph", "vector"]
             .map(|name| BackendObservation {
                 breaker: breaker(name),
-                calls: CallStats { in_flight: 8, retries: 9, budget_exhausted: 10, bulkhead_rejections: 11 },
+                calls: CallStats { in_flight: 8, retries: 9, budget_exhausted: 10, bulkhead_rejections: 11, swept: 19 },
                 owed: 12,
                 drained: 13,
                 probes: 14,
@@ -176,6 +176,7 @@ async fn every_other_number_is_shown() {
             ("seawall_backend_retries_total{backend=\"graph\"}", 9.0),
             ("seawall_backend_retry_budget_exhausted_total{backend=\"graph\"}", 10.0),
             ("seawall_backend_bulkhead_rejections_total{backend=\"graph\"}", 11.0),
+            ("seawall_backend_swept_total{backend=\"graph\"}", 19.0),
             ("seawall_backend_owed_writes{backend=\"graph\"}", 12.0),
             ("seawall_backend_drained_writes_total{backend=\"graph\"}", 13.0),
             ("seawall_probes_total{backend=\"graph\"}", 14.0),

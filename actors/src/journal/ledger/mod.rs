@@ -283,6 +283,12 @@ impl Ledger {
         self.highest
     }
 
+    /// The lowest version that is not finished.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Version> {
+        self.entries.first_key_value().map(|(version, _)| *version)
+    }
+
     /// Legs of a backend that are not finished, dead letters included.
     #[must_use]
     pub fn owed(&self, backend: &BackendName) -> usize {
@@ -392,7 +398,7 @@ impl Ledger {
         let opens = if entry.redriven { JournalRecord::Redriven(intent) } else { JournalRecord::Intent(intent) };
         let mut records = vec![opens];
         let backend = |leg: &Leg| leg.backend.clone();
-        for leg in entry.legs.iter().filter(|leg| leg.died && !matches!(leg.state, LegState::Dead(_))) {
+        for leg in entry.legs.iter().filter(|leg| leg.died && !leg.is_dead()) {
             let reason = TRIED_AGAIN.to_owned();
             records.push(JournalRecord::DeadLetter { version, backend: backend(leg), reason });
             records.push(JournalRecord::Revived { version, backend: backend(leg) });

@@ -159,6 +159,10 @@ impl<B: Backend + ?Sized> Backend for FaultyBackend<B> {
         self.call(Op::Newest, self.inner.newest_version()).await
     }
 
+    async fn sweep(&self, older_than: Version, at_most: usize) -> Result<usize, BackendError> {
+        self.call(Op::Sweep, self.inner.sweep(older_than, at_most)).await
+    }
+
     fn transactions(&self) -> Option<&dyn Transactions> {
         self.inner.transactions().map(|_| self as &dyn Transactions)
     }

@@ -85,29 +85,40 @@ pub enum Op {
     Probe,
     /// [`Backend::newest_version`](seawall_actors::backend::Backend::newest_version).
     Newest,
+    /// [`Backend::sweep`](seawall_actors::backend::Backend::sweep).
+    Sweep,
 }
 
 impl Op {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Apply, Self::Commit, Self::Read, Self::Search, Self::Traverse, Self::Find, Self::Probe, Self::Newest];
+    pub const ALL: [Self; 9] = [
+        Self::Apply,
+        Self::Commit,
+        Self::Read,
+        Self::Search,
+        Self::Traverse,
+        Self::Find,
+        Self::Probe,
+        Self::Newest,
+        Self::Sweep,
+    ];
 
     fn is_write(self) -> bool {
-        matches!(self, Self::Apply | Self::Commit)
+        matches!(self, Self::Apply | Self::Commit | Self::Sweep)
     }
 }
 
 /// A set of [`Op`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ops(u8);
+pub struct Ops(u16);
 
 impl Ops {
     /// Everything.
-    pub const ALL: Self = Self(u8::MAX);
+    pub const ALL: Self = Self(u16::MAX);
     /// Writes: [`Op::Apply`] and [`Op::Commit`].
     pub const WRITES: Self = Self(1 << Op::Apply as u8 | 1 << Op::Commit as u8);
-    /// What only looks: all but writes and probes.
-    pub const READS: Self = Self(Self::ALL.0 & !Self::WRITES.0 & !(1 << Op::Probe as u8));
+    /// What only looks: all but writes, probes and sweeps.
+    pub const READS: Self = Self(Self::ALL.0 & !Self::WRITES.0 & !(1 << Op::Probe as u8 | 1 << Op::Sweep as u8));
 
     /// These and this one.
     #[must_use]

@@ -72,8 +72,9 @@ async fn every_kind_of_call_meets_its_faults() {
     assert_eq!(kind(backend.find(&Properties::new(), 1).await), down);
     assert_eq!(kind(backend.probe().await), down);
     assert_eq!(kind(backend.newest_version().await), down);
+    assert_eq!(kind(backend.sweep(Version(1), 1).await), down);
     let counts = faults.counts();
-    assert_eq!((counts.total, counts.running, counts.running_max), (7, 0, 1));
+    assert_eq!((counts.total, counts.running, counts.running_max), (8, 0, 1));
     for op in Op::ALL.into_iter().filter(|op| *op != Op::Commit) {
         let of = counts.of(op);
         assert_eq!((of.made, of.faulted, of.reached), (1, 1, 0), "{op:?}");

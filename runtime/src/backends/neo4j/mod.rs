@@ -53,9 +53,6 @@ pub use settings::Neo4jConfig;
 
 use super::records::matches;
 
-/// How many nodes are swept in one transaction, so that nobody waits long for one of them.
-const SWEEP_NODES: i64 = 1_000;
-
 /// Records in Neo4j, in native transactions.
 ///
 /// Every node with the label of the configuration is Seawall's, and so is every relationship of type `RELATES` that
@@ -88,25 +85,6 @@ impl Neo4jBackend {
             pool: Arc::new(Pool::new(config)?),
             schema: Mutex::default(),
         })
-    }
-
-    /// Forgets the deletes below a version, and gives how many those were. A write older than `older_than` that is
-    /// still on its way could then bring a record back: pass no version above the oldest that is still owed.
-    ///
-    /// # Errors
-    /// As a write. Sweeping again is harmless.
-    pub async fn sweep(&self, older_than: Version) -> Result<usize, BackendError> {
-        let older = i64::try_from(older_than.0).unwrap_or(i64::MAX);
-        let mut swept = 0;
-        loop {
-            let sweep = query(&self.statements.sweep).param("older", older).param("batch", SWEEP_NODES);
-            match self.count(sweep, "swept").await? {
-                0 => break,
-                some => swept += some,
-            }
-        }
-        while self.count(query(&self.statements.clean).param("batch", SWEEP_NODES), "cleaned").await? > 0 {}
-        Ok(swept)
     }
 
     /// Runs a statement that tells a number, in a transaction of its own.
@@ -334,6 +312,16 @@ impl Backend for Neo4jBackend {
         let rows = session.rows(query(&self.statements.newest)).await?;
         session.rollback().await?;
         rows.first().map_or(Ok(Version(0)), node::version)
+    }
+
+    async fn sweep(&self, older_than: Version, at_most: usize) -> Result<usize, BackendError> {
+        // The highest version of all is not forgotten, or it would be given out again.
+        let older = i64::try_from(older_than.min(self.newest_version().await?).0).unwrap_or(i64::MAX);
+        let batch = i64::try_from(at_most).unwrap_or(i64::MAX);
+        let swept =
+            self.count(query(&self.statements.sweep).param("older", older).param("batch", batch), "swept").await?;
+        self.count(query(&self.statements.clean).param("batch", batch), "cleaned").await?;
+        Ok(swept)
     }
 
     fn transactions(&self) -> Option<&dyn Transactions> {

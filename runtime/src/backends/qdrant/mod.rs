@@ -10,7 +10,7 @@
 //! |---|---|
 //! | the fence | one upsert of all points of a write, with `wait`, strong ordering and an `update_filter`: a point that is there is written over only where its version lets it |
 //! | telling what stood in the way | the points are read back: each request writes a name of its own into them |
-//! | a delete that an old write does not undo | a point without a vector stays, with the version; [`sweep`](QdrantBackend::sweep) removes it |
+//! | a delete that an old write does not undo | a point without a vector stays, with the version; [`sweep`](seawall_actors::backend::Backend::sweep) removes it |
 //! | a merge | read, merge, and write over exactly what was read; again if somebody was faster, 8 times at most |
 //! | a compensation | the same upsert, over its own version too |
 //!
@@ -102,37 +102,6 @@ impl QdrantBackend {
     /// it may work later by itself.
     pub async fn check(&self) -> Result<(), BackendError> {
         self.within(async { Ok(()) }).await
-    }
-
-    /// Forgets the deletes below a version, and gives how many those were. A write older than `older_than` that is
-    /// still on its way could then bring a record back: pass no version above the oldest that is still owed.
-    ///
-    /// # Errors
-    /// As a write. Sweeping again is harmless.
-    pub async fn sweep(&self, older_than: Version) -> Result<usize, BackendError> {
-        self.within(async {
-            // The highest version of all is not forgotten, or it would be given out again.
-            let below = older_than.min(self.newest().await?);
-            let count = CountPoints {
-                collection_name: self.config.collection.clone(),
-                filter: Some(point::tombstones(below)),
-                exact: Some(true),
-                ..CountPoints::default()
-            };
-            let counted = self.client.points().count(count).await.map_err(|status| judge(&status))?.into_inner();
-            let counted = counted.result.map_or(0, |result| result.count);
-            let delete = DeletePoints {
-                collection_name: self.config.collection.clone(),
-                wait: Some(true),
-                points: Some(point::tombstones(below).into()),
-                ordering: Some(collection::strong()),
-                ..DeletePoints::default()
-            };
-            let deleted = self.client.points().delete(delete).await.map_err(|status| judge(&status))?;
-            completed(deleted.into_inner().result)?;
-            Ok(usize::try_from(counted).unwrap_or(usize::MAX))
-        })
-        .await
     }
 
     /// Does this with a collection that is there, in time.
@@ -305,6 +274,33 @@ impl Backend for QdrantBackend {
 
     async fn newest_version(&self) -> Result<Version, BackendError> {
         self.within(self.newest()).await
+    }
+
+    /// All at once: there is no way to delete some of what a condition says.
+    async fn sweep(&self, older_than: Version, _at_most: usize) -> Result<usize, BackendError> {
+        self.within(async {
+            // The highest version of all is not forgotten, or it would be given out again.
+            let below = older_than.min(self.newest().await?);
+            let count = CountPoints {
+                collection_name: self.config.collection.clone(),
+                filter: Some(point::tombstones(below)),
+                exact: Some(true),
+                ..CountPoints::default()
+            };
+            let counted = self.client.points().count(count).await.map_err(|status| judge(&status))?.into_inner();
+            let counted = counted.result.map_or(0, |result| result.count);
+            let delete = DeletePoints {
+                collection_name: self.config.collection.clone(),
+                wait: Some(true),
+                points: Some(point::tombstones(below).into()),
+                ordering: Some(collection::strong()),
+                ..DeletePoints::default()
+            };
+            let deleted = self.client.points().delete(delete).await.map_err(|status| judge(&status))?;
+            completed(deleted.into_inner().result)?;
+            Ok(usize::try_from(counted).unwrap_or(usize::MAX))
+        })
+        .await
     }
 }
 

@@ -14,8 +14,8 @@
 //! | the process dies | what was acknowledged is there at the next open |
 //! | a caller goes away | its write is done all the same |
 //!
-//! A delete leaves a tombstone, for ever: a version is what keeps an old write from coming back. Tombstones cost
-//! their key and some 30 bytes; [`sweep`](RecordStore::sweep) removes those that nothing can be older than.
+//! A delete leaves a tombstone: a version is what keeps an old write from coming back. Tombstones cost their key and
+//! some 50 bytes; [`sweep`](RecordStore::sweep) removes those that nothing can be older than.
 
 mod rows;
 mod table;
@@ -111,13 +111,13 @@ impl<I: Index> RecordStore<I> {
         }
     }
 
-    /// Forgets the deletes below a version, and gives how many those were.
-    pub(super) async fn sweep(&self, older_than: Version) -> Result<usize, BackendError> {
+    /// Forgets deletes below a version, and gives how many.
+    pub(super) async fn sweep(&self, older_than: Version, at_most: usize) -> Result<usize, BackendError> {
         match &self.writer {
-            Some(writer) => writer.ask(|reply| Job::Sweep(older_than, reply)).await,
+            Some(writer) => writer.ask(|reply| Job::Sweep(older_than, at_most, reply)).await,
             None => {
                 let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-                let keys = table.tombstones(None, older_than, usize::MAX);
+                let keys = table.tombstones(older_than, at_most);
                 let swept = keys.len();
                 table.install(keys.into_iter().map(|key| (key, None)).collect());
                 Ok(swept)

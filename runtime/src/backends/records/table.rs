@@ -1,7 +1,6 @@
 //! The records of a store in memory, and what a write makes of them. Plain state: no clock, no I/O.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::collections::{BTreeMap, BTreeSet};
 
 use seawall_actors::backend::{Applied, BackendError, FencedWrite, Stored};
 use seawall_actors::operation::{Change, Hit, Version};
@@ -36,13 +35,15 @@ pub(in crate::backends) type Changes = BTreeMap<Key, Option<Stored>>;
 /// All records and tombstones of a store, by key.
 pub(in crate::backends) struct Table<I> {
     records: BTreeMap<Key, Stored>,
+    /// The oldest first.
+    tombstones: BTreeSet<(Version, Key)>,
     newest: Version,
     index: I,
 }
 
 impl<I: Index> Table<I> {
     pub(in crate::backends) fn new(index: I) -> Self {
-        Self { records: BTreeMap::new(), newest: Version(0), index }
+        Self { records: BTreeMap::new(), tombstones: BTreeSet::new(), newest: Version(0), index }
     }
 
     /// A table with these records, none of which the index may refuse.
@@ -94,12 +95,10 @@ impl<I: Index> Table<I> {
             .collect()
     }
 
-    /// Up to `limit` keys after `after` whose tombstones are older than this version.
-    pub(super) fn tombstones(&self, after: Option<&Key>, older_than: Version, limit: usize) -> Vec<Key> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let range = self.records.range::<Key, _>((from, Bound::Unbounded));
-        let old = range.filter(|(_, stored)| stored.record.is_none() && stored.version < older_than);
-        old.map(|(key, _)| key.clone()).take(limit).collect()
+    /// Up to `limit` keys whose tombstones are older than this version.
+    pub(super) fn tombstones(&self, older_than: Version, limit: usize) -> Vec<Key> {
+        let old = self.tombstones.iter().take_while(|(version, _)| *version < older_than);
+        old.map(|(_, key)| key.clone()).take(limit).collect()
     }
 
     /// Starts a group of writes, which see one another.
@@ -115,12 +114,19 @@ impl<I: Index> Table<I> {
     }
 
     fn replace(&mut self, key: Key, stored: Option<Stored>) {
-        let before = self.records.get(&key).and_then(|stored| stored.record.as_ref());
+        let before = self.records.get(&key);
+        if let Some(Stored { version, record: None }) = before {
+            self.tombstones.remove(&(*version, key.clone()));
+        }
+        let before = before.and_then(|stored| stored.record.as_ref());
         let after = stored.as_ref().and_then(|stored| stored.record.as_ref());
         self.index.replace(&key, before, after);
         match stored {
             Some(stored) => {
                 self.newest = self.newest.max(stored.version);
+                if stored.record.is_none() {
+                    self.tombstones.insert((stored.version, key.clone()));
+                }
                 self.records.insert(key, stored);
             }
             None => {

@@ -113,7 +113,7 @@ impl Store for GraphBackend {
         dir.map_or_else(|| Self::in_memory(GraphConfig::default()), graph)
     }
     async fn forget(&self, older_than: Version) -> usize {
-        self.sweep(older_than).await.expect("sweeps")
+        self.sweep(older_than, usize::MAX).await.expect("sweeps")
     }
     async fn shut(&self) {
         self.close().await.expect("closes");
@@ -130,7 +130,7 @@ impl Store for VectorBackend {
         )
     }
     async fn forget(&self, older_than: Version) -> usize {
-        self.sweep(older_than).await.expect("sweeps")
+        self.sweep(older_than, usize::MAX).await.expect("sweeps")
     }
     async fn shut(&self) {
         self.close().await.expect("closes");

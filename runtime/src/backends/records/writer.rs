@@ -26,8 +26,6 @@ const WAITING_MAX: usize = 10_000;
 /// Writes in one commit, and about how many bytes of them, so that a commit stays well below a second.
 const GROUP_WRITES: usize = 512;
 const GROUP_BYTES: usize = 4 << 20;
-/// Tombstones that are removed in one commit.
-const SWEEP_KEYS: usize = 4_096;
 /// How long a failed database is left alone, doubled with every failure in a row.
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -38,7 +36,7 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, BackendError>>;
 pub(super) enum Job {
     Apply(FencedWrite, Reply<Applied>),
     Probe(Reply<Health>),
-    Sweep(Version, Reply<usize>),
+    Sweep(Version, usize, Reply<usize>),
     Close(Reply<()>),
 }
 
@@ -198,7 +196,7 @@ impl<I: Index> Owner<I> {
             Work::Group(group) => self.apply(group),
             Work::Single(Job::Apply(write, reply)) => self.apply(vec![(write, reply)]),
             Work::Single(Job::Probe(reply)) => answer(reply, self.probe()),
-            Work::Single(Job::Sweep(older_than, reply)) => answer(reply, self.sweep(older_than)),
+            Work::Single(Job::Sweep(older_than, at_most, reply)) => answer(reply, self.sweep(older_than, at_most)),
             Work::Single(Job::Close(reply)) => {
                 self.disk = Disk::Closed;
                 answer(reply, Ok(()));
@@ -264,19 +262,16 @@ impl<I: Index> Owner<I> {
         }
     }
 
-    fn sweep(&mut self, older_than: Version) -> Result<usize, BackendError> {
+    fn sweep(&mut self, older_than: Version, at_most: usize) -> Result<usize, BackendError> {
         self.ready(Retry::AfterBackoff)?;
-        let mut swept = 0;
-        let mut after = None;
-        loop {
-            let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-            let keys = table.tombstones(after.as_ref(), older_than, SWEEP_KEYS);
-            drop(table);
-            let Some(last) = keys.last().cloned() else { return Ok(swept) };
-            swept += keys.len();
-            after = Some(last);
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = table.tombstones(older_than, at_most);
+        drop(table);
+        let swept = keys.len();
+        if swept > 0 {
             self.write(keys.into_iter().map(|key| (key, None)).collect())?;
         }
+        Ok(swept)
     }
 
     /// The open database; one that failed is opened anew.

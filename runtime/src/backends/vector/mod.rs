@@ -101,15 +101,6 @@ impl VectorBackend {
         Ok(Self { config, store })
     }
 
-    /// Forgets the deletes below a version, and gives how many those were. A write older than `older_than` that is
-    /// still on its way could then bring a record back: pass no version above the oldest that is still owed.
-    ///
-    /// # Errors
-    /// As a write. Sweeping again is harmless.
-    pub async fn sweep(&self, older_than: Version) -> Result<usize, BackendError> {
-        self.store.sweep(older_than).await
-    }
-
     /// Finishes the writes that wait and lets go of the directory; writes and probes fail from then on. Dropping
     /// the store does the same some time later.
     ///
@@ -164,6 +155,10 @@ impl Backend for VectorBackend {
 
     async fn newest_version(&self) -> Result<Version, BackendError> {
         Ok(self.store.table().newest())
+    }
+
+    async fn sweep(&self, older_than: Version, at_most: usize) -> Result<usize, BackendError> {
+        self.store.sweep(older_than, at_most).await
     }
 }
 

@@ -45,6 +45,9 @@ flaws! {
     ReplayedMergeToggles caught by Idempotence,
     TombstoneForgotten caught by Tombstones,
     MergeRevivesWhatWasDeleted caught by Tombstones,
+    SweepForgetsRecords caught by Sweep,
+    SweepForgetsWhatIsNewer caught by Sweep,
+    SweepForgetsTheNewest caught by Sweep,
     CompensationKeepsProperties caught by PreImages,
     MergeReplaces caught by Merges,
     MergeKeepsNulls caught by Merges,
@@ -455,6 +458,23 @@ impl Backend for Store {
     async fn newest_version(&self) -> Result<Version, BackendError> {
         let live = |stored: &&Stored| !self.is(Flaw::NewestIgnoresDeletes) || stored.record.is_some();
         Ok(self.keys().values().filter(live).map(|stored| stored.version).max().unwrap_or_default())
+    }
+
+    async fn sweep(&self, older_than: Version, at_most: usize) -> Result<usize, BackendError> {
+        let mut keys = self.keys();
+        let newest = keys.values().map(|stored| stored.version).max().unwrap_or_default();
+        let below = match self.flaw {
+            Some(Flaw::SweepForgetsWhatIsNewer) => newest,
+            Some(Flaw::SweepForgetsTheNewest) => older_than,
+            _ => older_than.min(newest),
+        };
+        let goes =
+            |stored: &Stored| stored.version < below && (stored.record.is_none() || self.is(Flaw::SweepForgetsRecords));
+        let swept: Vec<Key> = keys.iter().filter(|(_, stored)| goes(stored)).map(|(key, _)| key.clone()).collect();
+        swept.iter().take(at_most).for_each(|key| {
+            keys.remove(key);
+        });
+        Ok(swept.len().min(at_most))
     }
 
     fn transactions(&self) -> Option<&dyn Transactions> {
