@@ -275,6 +275,19 @@ async fn what_is_given_again_is_owed_in_sight_and_read_before_it_has_arrived() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_not_finished_is_given_again_to_a_store_that_had_it() {
+    let (rig, [graph, vector]) = forgetful().await;
+    rig.mode(Mode::QueueWrites).await;
+    rig.shut(&rig.vector).await;
+    rig.handle().store(record("a", 1)).await.expect("is queued");
+    graph.forget(1);
+    assert_eq!(replayed(&rig).await.entries, 0, "it is finished nowhere");
+    rig.recover().await;
+    assert_eq!(n(rig.both("a").await), Some(1));
+    assert!(vector.now().len() == 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_backend_can_be_named_and_an_unknown_one_is_refused() {
     let (rig, [graph, vector]) = forgetful().await;
     rig.handle().store(record("a", 1)).await.expect("is stored");
