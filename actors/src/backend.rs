@@ -173,6 +173,22 @@ pub trait Backend: Send + Sync + 'static {
     /// Applies a write under its fence. Applying it again changes nothing.
     async fn apply(&self, write: &FencedWrite) -> Result<Applied, BackendError>;
 
+    /// How many owed writes a drain gives it in one call at the most; see [`apply_batch`](Self::apply_batch). Default 1.
+    fn max_batch(&self) -> usize {
+        1
+    }
+
+    /// Applies several writes, each under its own fence and independent of the others: no two are about the same key.
+    /// For a drain, where that costs less than a call for each. Gives an answer for each, in their order, or an error
+    /// that is about all of them; a single write of them may fare better then. Default: one after another.
+    async fn apply_batch(&self, writes: &[FencedWrite]) -> Result<Vec<Result<Applied, BackendError>>, BackendError> {
+        let mut answers = Vec::with_capacity(writes.len());
+        for write in writes {
+            answers.push(self.apply(write).await);
+        }
+        Ok(answers)
+    }
+
     /// What is held under each of these keys, in their order; `None` for a key that was never written.
     /// Tombstones are told. Also the pre-image from which a compensation is made.
     async fn read(&self, keys: &[Key]) -> Result<Vec<Option<Stored>>, BackendError>;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use seawall::backend::{
     Applied, Backend, BackendError, BackendName, Capabilities, ErrorKind, Fence, FencedWrite, Health, Role, Stored,
     Transaction, Transactions,
@@ -259,6 +260,10 @@ impl Wire {
     /// Sends a write that was let out. Dropping the future does not stop what is on its way.
     async fn send(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
         let _call = self.enter();
+        self.deliver(write).await
+    }
+
+    async fn deliver(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
         self.life.act().await;
         let Self { store, life, disk, .. } = self;
         let scene = &store.scene;
@@ -365,6 +370,20 @@ impl Backend for Wire {
 
     async fn apply(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
         self.send(write).await
+    }
+
+    fn max_batch(&self) -> usize {
+        self.store.scene.weather.batch
+    }
+
+    /// Each write meets its own fate, and now and then nobody hears of any of them.
+    async fn apply_batch(&self, writes: &[FencedWrite]) -> Result<Vec<Result<Applied, BackendError>>, BackendError> {
+        let _call = self.enter();
+        let answers = join_all(writes.iter().map(|write| self.deliver(write))).await;
+        match locked(&self.store.state).random.u8(0..16) {
+            0 => Err(failure(ErrorKind::Unknown)),
+            _ => Ok(answers),
+        }
     }
 
     async fn read(&self, keys: &[Key]) -> Result<Vec<Option<Stored>>, BackendError> {

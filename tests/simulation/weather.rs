@@ -85,6 +85,8 @@ pub(crate) struct Weather {
     pub(crate) required: usize,
     /// Whether the last of them has native transactions.
     pub(crate) native: bool,
+    /// Owed writes that a backend takes in one call.
+    pub(crate) batch: usize,
     /// Whether there is a best-effort backend too.
     pub(crate) copy: bool,
     pub(crate) keys: u64,
@@ -118,6 +120,7 @@ impl Weather {
         let mut weather = Self {
             required,
             native: random.chance(0.15),
+            batch: [1, 1, 2, 8][random.below(4)],
             copy: random.chance(0.15),
             keys: 1 + random.below(6) as u64,
             clients: 1 + random.below(6) as u64,

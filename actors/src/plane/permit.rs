@@ -190,6 +190,23 @@ impl CallPermit {
         fenced(applied, write, newest, versions)
     }
 
+    /// Applies several writes in one call, each as [`apply`](Self::apply) does.
+    ///
+    /// # Errors
+    /// When the breaker refuses, or the backend says so of all of them.
+    pub async fn apply_batch(
+        &mut self,
+        until: Instant,
+        writes: &[FencedWrite],
+        versions: &Versions,
+    ) -> Result<Vec<Result<Applied, FailedCall>>, FailedCall> {
+        let lease = self.first_lease()?;
+        let applied = self.store.attempt(lease, until, |backend| backend.apply_batch(writes)).await?;
+        let fenced =
+            |(applied, write): (Result<_, BackendError>, _)| fenced((applied?, Happened::No), write, false, versions);
+        Ok(applied.into_iter().zip(writes).map(fenced).collect())
+    }
+
     fn first_lease(&mut self) -> Result<Lease, FailedCall> {
         let lease = match self.lease.take() {
             Some(lease) => lease,

@@ -29,6 +29,8 @@ pub struct Store {
     pub role: Role,
     /// What it can be asked for.
     pub capabilities: Capabilities,
+    /// How many owed writes it takes in one call.
+    pub max_batch: usize,
     /// Its breaker.
     pub breaker: BreakerHandle,
     /// How it is called.
@@ -52,6 +54,7 @@ impl Store {
             name: backend.name(),
             role: backend.role(),
             capabilities: backend.capabilities(),
+            max_batch: backend.max_batch().max(1),
             breaker,
             bulkhead: Arc::new(Bulkhead::new(config.max_concurrent)),
             backend,

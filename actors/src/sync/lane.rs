@@ -7,12 +7,12 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::backend::{BackendName, Fence, FencedWrite};
+use crate::backend::{Applied, BackendName, Fence, FencedWrite};
 use crate::breaker::{BreakerState, Purpose};
 use crate::event::EventKind;
 use crate::fallback::Access;
 use crate::journal::{JournalRecord, Step, StepResult};
-use crate::plane::{CallPermit, DataPlane, Store, Tries, is_foreign};
+use crate::plane::{CallPermit, DataPlane, FailedCall, Store, Tries, is_foreign};
 use crate::sync::{DrainWindow, LaneStatus, SyncConfig};
 
 /// How soon a lane that was refused asks again at the earliest, if nothing wakes it.
@@ -116,27 +116,30 @@ impl Lane {
                         break;
                     }
                 };
-                let Some(step) = self.plane.ledger().take(&self.store.name, self.undo, 1).pop() else { break };
-                // From here on the step is given back, also if its future is dropped before it was ever polled.
-                let taken = Taken { plane: &self.plane, backend: &self.store.name, step: Some(step.clone()) };
+                let most = window.batch(self.store.max_batch);
+                let steps = self.plane.ledger().take(&self.store.name, self.undo, most);
+                if steps.is_empty() {
+                    break;
+                }
+                // From here on the steps are given back, also if their future is dropped before it was ever polled.
+                let taken = |step| Taken { plane: &self.plane, backend: &self.store.name, step: Some(step) };
+                let taken = steps.iter().cloned().map(taken).collect();
                 session.start(self);
-                running.push(self.work(taken, step, permit));
+                running.push(self.work(taken, steps, permit));
             }
             // Others have taken all places: the drain is still on, and comes again in a moment.
             if let (true, Some(wait)) = (running.is_empty(), crowded) {
                 sleep(wait).await;
                 continue;
             }
-            let Some(result) = running.next().await else { break };
-            match result {
-                StepResult::Done => window.succeeded(),
-                StepResult::Dead(_) => {}
-                StepResult::Again => {
-                    let wait = self.status.failed(window, &self.config);
-                    pause = Some(Instant::now() + wait);
-                }
+            let Some(results) = running.next().await else { break };
+            if results.contains(&StepResult::Again) {
+                let wait = self.status.failed(window, &self.config);
+                pause = Some(Instant::now() + wait);
+            } else if results.contains(&StepResult::Done) {
+                window.succeeded();
             }
-            if result != StepResult::Again {
+            for _ in results.iter().filter(|result| **result != StepResult::Again) {
                 self.status.drained();
                 session.step(self);
             }
@@ -145,16 +148,22 @@ impl Lane {
         pause.map_or(Pause::Idle, Pause::Until)
     }
 
-    async fn work(&self, taken: Taken<'_>, step: Step, mut permit: CallPermit) -> StepResult {
+    async fn work(&self, taken: Vec<Taken<'_>>, steps: Vec<Step>, mut permit: CallPermit) -> Vec<StepResult> {
         let until = Instant::now() + self.store.config.timeout;
-        let result = attempt(&self.plane, &mut permit, &step, until, Tries::One).await;
+        let results = match &steps[..] {
+            [step] => vec![attempt(&self.plane, &mut permit, step, until, Tries::One).await],
+            steps => attempt_batch(&self.plane, &mut permit, steps, until).await,
+        };
         drop(permit);
-        taken.settle(&result);
-        // An outage says nothing about this step.
-        if result == StepResult::Again && self.store.breaker.view().state == BreakerState::Closed {
-            self.plane.ledger().failed(&self.store.name, &step);
+        let alone = steps.len() == 1;
+        for ((taken, step), result) in taken.into_iter().zip(&steps).zip(&results) {
+            taken.settle(result);
+            // An outage says nothing about this step, nor does what happened to many.
+            if alone && *result == StepResult::Again && self.store.breaker.view().state == BreakerState::Closed {
+                self.plane.ledger().failed(&self.store.name, step);
+            }
         }
-        result
+        results
     }
 }
 
@@ -204,14 +213,32 @@ pub(crate) async fn attempt(
     until: Instant,
     tries: Tries,
 ) -> StepResult {
-    let write = FencedWrite {
+    let result = permit.apply(until, tries, &fenced(step), false, &plane.versions).await;
+    judge(plane, &permit.store().name, result)
+}
+
+/// Tries several steps of different keys on their backend, in one call.
+async fn attempt_batch(plane: &DataPlane, permit: &mut CallPermit, steps: &[Step], until: Instant) -> Vec<StepResult> {
+    let writes: Vec<FencedWrite> = steps.iter().map(fenced).collect();
+    let answers = permit.apply_batch(until, &writes, &plane.versions).await.unwrap_or_default();
+    let name = &permit.store().name;
+    let mut results: Vec<StepResult> = answers.into_iter().map(|answer| judge(plane, name, answer)).collect();
+    // What went wrong with all of them is found out with one alone.
+    results.resize(steps.len(), StepResult::Again);
+    results
+}
+
+fn fenced(step: &Step) -> FencedWrite {
+    FencedWrite {
         operation: step.operation,
         version: step.version,
         fence: if step.undo || step.redriven { Fence::Compensation } else { Fence::Write },
         changes: Arc::clone(&step.changes),
-    };
-    let result = permit.apply(until, tries, &write, false, &plane.versions).await;
-    let name = &permit.store().name;
+    }
+}
+
+/// What became of a step, when its backend said this.
+fn judge(plane: &DataPlane, name: &BackendName, result: Result<Applied, FailedCall>) -> StepResult {
     match result {
         Ok(_) => {
             if plane.fallback.plan().load().access(name) == Access::ReadOnly {

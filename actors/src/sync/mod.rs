@@ -7,6 +7,9 @@
 //! success, one again after a failure, fewer while users call the same backend; and it never takes the last place of the
 //! backend's [bulkhead](crate::call::Bulkhead).
 //!
+//! A backend that [takes several writes in one call](crate::backend::Backend::apply_batch) gets as many as the window
+//! allows. After a failure it gets one, which then fails or succeeds for itself.
+//!
 //! Order: of one key at most one step runs on a backend, oldest write first; high priority goes before low among
 //! different keys. An owed write that a later owed one replaces whole is not sent; it is struck off when the later
 //! one has arrived.

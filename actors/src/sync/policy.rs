@@ -32,6 +32,13 @@ impl DrainWindow {
         self.size.saturating_sub(live).max(1)
     }
 
+    /// How many steps may go in one call, of a backend that takes this many. After a failure it is one, so that no step
+    /// can keep others from arriving.
+    #[must_use]
+    pub fn batch(&self, most: usize) -> usize {
+        self.size.min(most)
+    }
+
     /// A step succeeded.
     pub fn succeeded(&mut self) {
         self.failures = 0;
@@ -65,11 +72,12 @@ mod tests {
                 if success {
                     let before = window.allows(0);
                     window.succeeded();
+                    prop_assert!(window.batch(8) <= 8 && window.batch(8) >= window.batch(1));
                     prop_assert_eq!(window.allows(0), (before + 1).min(config.concurrency));
                 } else {
                     let wait = window.failed(&config, random);
                     prop_assert!(wait >= config.backoff / 2 && wait <= config.max_backoff);
-                    prop_assert_eq!(window.allows(0), 1);
+                    prop_assert_eq!((window.allows(0), window.batch(8)), (1, 1));
                 }
                 prop_assert!((1..=config.concurrency).contains(&window.allows(live)));
                 if live == 0 {

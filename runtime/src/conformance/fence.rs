@@ -161,6 +161,53 @@ pub(super) async fn sweep(subject: &dyn Subject) -> Checked {
     Ok(())
 }
 
+pub(super) async fn several(subject: &dyn Subject) -> Checked {
+    let ground = Ground::open(subject).await?;
+    for (version, key) in [(1, "put"), (2, "merged"), (3, "deleted"), (4, "restored"), (9, "newer")] {
+        ground.put(version, &record(key, version)).await?;
+    }
+    let with = |n: u64| Properties::new().with("n", n);
+    let writes = [
+        live(5, [put("put", 5), put("new", 5)]),
+        live(6, [merge("merged", with(6)), merge("created", with(6))]),
+        live(7, [delete("deleted")]),
+        back(4, [put("restored", 40)]),
+        live(8, [put("newer", 8)]),
+        live(10, [merge("newest", with(10))]),
+    ];
+    let answers = ground.backend.apply_batch(&writes).await;
+    let answers = answers.map_err(|error| Failure::Broken(format!("several writes fail: {error}")))?;
+    ensure!(answers.len() == writes.len(), "{} writes have {} answers", writes.len(), answers.len());
+    for (write, answer) in writes.iter().zip(answers) {
+        let told = answer.map_err(|error| Failure::Broken(format!("{} among others fails: {error}", write.version)))?;
+        let expected = (write.version == Version(8)).then_some(Version(9));
+        let told = told.superseded_by;
+        ensure!(told == expected, "{} among others is superseded by {told:?}, not by {expected:?}", write.version);
+    }
+    let when = "after several writes in one call";
+    let held = [(5, "put", 5), (5, "new", 5), (6, "merged", 6), (4, "restored", 40), (9, "newer", 9)];
+    for (version, key, n) in held {
+        ground.holds(version, &record(key, n), when).await?;
+    }
+    ground.holds_delete(7, "deleted", when).await?;
+    if !ground.copy {
+        ground.holds(6, &record("created", 6), when).await?;
+        ground.holds(10, &record("newest", 10), when).await?;
+    }
+    let Some(rejected) = subject.rejected() else { return Ok(()) };
+    let key = rejected.key().clone();
+    ground.put(10, &record("at", 10).with_embedding(vec![1.0; subject.dimension()])).await?;
+    let writes = [live(11, [put("put", 11)]), live(12, [rejected]), live(13, [delete("new")])];
+    let answers = ground.backend.apply_batch(&writes).await;
+    let answers = answers.map_err(|error| Failure::Broken(format!("with one that is rejected all fail: {error}")))?;
+    let kinds: Vec<_> = answers.iter().map(|answer| answer.as_ref().err().map(|error| error.kind)).collect();
+    let expected = [None, Some(ErrorKind::Permanent), None];
+    ensure!(kinds == expected, "with one in the middle that is rejected, the answers are {kinds:?}");
+    ground.holds(11, &record("put", 11), "beside one that was rejected").await?;
+    ground.holds_delete(13, "new", "beside one that was rejected").await?;
+    ground.holds_nothing(key.as_str(), "when it was rejected among others").await
+}
+
 pub(super) async fn pre_images(subject: &dyn Subject) -> Checked {
     let ground = Ground::open(subject).await?;
     let before = record("a", 1).with("list", vec![1, 2]).with_relation("knows", "b").with_relation("knows", "c");

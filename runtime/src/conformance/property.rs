@@ -68,6 +68,8 @@ properties! {
     Merges "a merge replaces, removes and creates, and leaves the rest" => |s| fence::merges(s).boxed();
     /// The changes of one write, each under the fence of its own key.
     Batches "a batch changes each of its keys under the fence of that key" => |s| fence::batches(s).boxed();
+    /// [`Backend::apply_batch`](crate::backend::Backend::apply_batch).
+    SeveralWrites "several writes in one call do what each would do alone" => |s| fence::several(s).boxed();
     /// What the store rejects is [`ErrorKind::Permanent`](crate::backend::ErrorKind::Permanent), and nothing is left of
     /// the batch that it came in.
     Rejection "what is rejected is a permanent error and changes nothing, nor does its batch" => |s| fence::rejection(s).boxed();

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use seawall_actors::backend::{
@@ -94,6 +95,18 @@ impl<B: ?Sized> fmt::Debug for FaultyBackend<B> {
     }
 }
 
+impl<B: Backend + ?Sized> FaultyBackend<B> {
+    fn land_late(&self, write: &FencedWrite, late: Duration) {
+        let (inner, faults, write) = (Arc::clone(&self.inner), self.faults.clone(), write.clone());
+        tokio::spawn(async move {
+            sleep(late).await;
+            faults.reached(Op::Apply);
+            // Nobody waits for this answer any more; that is the fault.
+            let _ = apply(&*inner, &faults, &write).await;
+        });
+    }
+}
+
 async fn apply<B: Backend + ?Sized>(inner: &B, faults: &Faults, write: &FencedWrite) -> Result<Applied, BackendError> {
     let applied = inner.apply(write).await?;
     faults.accepted(write, applied);
@@ -117,17 +130,32 @@ impl<B: Backend + ?Sized> Backend for FaultyBackend<B> {
     async fn apply(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
         let call = self.faults.begin(Op::Apply);
         if let Fault::LateZombie(late) = call.fault {
-            let (inner, faults, write) = (Arc::clone(&self.inner), self.faults.clone(), write.clone());
-            tokio::spawn(async move {
-                sleep(late).await;
-                faults.reached(Op::Apply);
-                // Nobody waits for this answer any more; that is the fault.
-                let _ = apply(&*inner, &faults, &write).await;
-            });
+            self.land_late(write, late);
         }
         meet(call, async {
             self.faults.reached(Op::Apply);
             apply(&*self.inner, &self.faults, write).await
+        })
+        .await
+    }
+
+    fn max_batch(&self) -> usize {
+        self.inner.max_batch()
+    }
+
+    /// A write that lands late does so by itself.
+    async fn apply_batch(&self, writes: &[FencedWrite]) -> Result<Vec<Result<Applied, BackendError>>, BackendError> {
+        let call = self.faults.begin(Op::Apply);
+        if let Fault::LateZombie(late) = call.fault {
+            writes.iter().for_each(|write| self.land_late(write, late));
+        }
+        meet(call, async {
+            self.faults.reached(Op::Apply);
+            let answers = self.inner.apply_batch(writes).await?;
+            for (write, answer) in writes.iter().zip(&answers) {
+                answer.iter().for_each(|applied| self.faults.accepted(write, *applied));
+            }
+            Ok(answers)
         })
         .await
     }

@@ -19,48 +19,98 @@ const ROUNDS: usize = 8;
 /// How deep a property may nest: the JSON of a record has two levels more, and is read to 127.
 const NESTING: usize = 120;
 
-impl QdrantBackend {
-    pub(super) async fn apply_fenced(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
-        let mut applied = Applied::default();
-        let mut left: Vec<&Change> = write.changes.iter().collect();
-        for _ in 0..ROUNDS {
-            let before = left.len();
-            let outrun = self.send(write, &mut left, &mut applied).await;
-            // What was done in an earlier round is done, whatever becomes of this one.
-            let partly = before < write.changes.len();
-            outrun.map_err(|error| if partly { unconfirmed(&error) } else { error })?;
-            if left.is_empty() {
-                return Ok(applied);
-            }
-        }
-        Err(contended(write))
+/// One write of a request, and how far it is.
+struct Part<'a> {
+    write: &'a FencedWrite,
+    left: Vec<&'a Change>,
+    applied: Applied,
+    failed: Option<BackendError>,
+}
+
+impl<'a> Part<'a> {
+    fn of(write: &'a FencedWrite) -> Self {
+        Self { write, left: write.changes.iter().collect(), applied: Applied::default(), failed: None }
     }
 
-    /// Sends what is left, and leaves what somebody else was faster with.
-    async fn send<'a>(
-        &self,
-        write: &'a FencedWrite,
-        left: &mut Vec<&'a Change>,
-        applied: &mut Applied,
-    ) -> Result<(), BackendError> {
-        let merged: Vec<&Key> = left.iter().filter(|change| !change.is_full()).map(|change| change.key()).collect();
+    fn is_open(&self) -> bool {
+        self.failed.is_none() && !self.left.is_empty()
+    }
+
+    /// A round of it failed. What was done in an earlier one is done, whatever becomes of this one.
+    fn fail(&mut self, error: &BackendError) {
+        let partly = self.left.len() < self.write.changes.len();
+        self.failed = Some(if partly { unconfirmed(error) } else { error.clone() });
+    }
+
+    fn end(self) -> Result<Applied, BackendError> {
+        match self.failed {
+            Some(error) => Err(error),
+            None if self.left.is_empty() => Ok(self.applied),
+            None => Err(contended(self.write)),
+        }
+    }
+}
+
+impl QdrantBackend {
+    /// Applies writes of which no two are about the same key. Gives an answer for each, in their order.
+    pub(super) async fn apply_fenced(&self, writes: &[&FencedWrite]) -> Vec<Result<Applied, BackendError>> {
+        let mut parts: Vec<Part<'_>> = writes.iter().map(|write| Part::of(write)).collect();
+        for _ in 0..ROUNDS {
+            let mut open: Vec<&mut Part<'_>> = parts.iter_mut().filter(|part| part.is_open()).collect();
+            if open.is_empty() {
+                break;
+            }
+            if let Err(error) = self.send(&mut open).await {
+                open.into_iter().filter(|part| part.is_open()).for_each(|part| part.fail(&error));
+            }
+        }
+        parts.into_iter().map(Part::end).collect()
+    }
+
+    /// Sends what is left of some writes in one request, and leaves what somebody else was faster with.
+    ///
+    /// # Errors
+    /// What became of all that is left.
+    async fn send(&self, parts: &mut [&mut Part<'_>]) -> Result<(), BackendError> {
+        let left = parts.iter().flat_map(|part| part.left.iter());
+        let merged: Vec<&Key> = left.filter(|change| !change.is_full()).map(|change| change.key()).collect();
         let before = self.held(&merged).await?;
         let attempt = Uuid::now_v7().to_string();
-        let round = Round::plan(write, left, &before, &attempt, &self.config.vector)?;
-        applied.superseded_by = applied.superseded_by.max(round.superseded_by);
-        left.clear();
-        if round.points.is_empty() {
-            return Ok(());
+        let mut points = Vec::new();
+        let mut rounds = Vec::with_capacity(parts.len());
+        for part in &mut *parts {
+            let planned = Round::plan(part.write, &part.left, &before, &attempt, &self.config.vector);
+            rounds.push(planned.map_err(|error| part.fail(&error)).ok().map(|mut round| {
+                points.append(&mut round.points);
+                round
+            }));
         }
-        self.upsert(round.points, point::condition(write, &round.over)).await?;
-        let keys: Vec<&Key> = round.written.iter().map(|change| change.key()).collect();
-        let there = self.heads(&keys).await?;
-        for change in round.written {
-            match judge_write(write, change, &attempt, there.get(change.key())) {
-                Written::Done => {}
-                Written::Superseded(held) => applied.superseded_by = applied.superseded_by.max(Some(held)),
-                Written::Outrun => left.push(change),
-                Written::Lost => return Err(lost()),
+        let sent: Vec<(&FencedWrite, &[(PointId, Over)])> = parts
+            .iter()
+            .zip(&rounds)
+            .filter_map(|(part, round)| Some((part.write, &round.as_ref()?.over[..])))
+            .filter(|(_, over)| !over.is_empty())
+            .collect();
+        let mut there = HashMap::new();
+        if !points.is_empty() {
+            self.upsert(points, point::condition(&sent)).await?;
+            let written = rounds.iter().flatten().flat_map(|round| &round.written);
+            let keys: Vec<&Key> = written.map(|change| change.key()).collect();
+            there = self.heads(&keys).await?;
+        }
+        for (part, round) in parts.iter_mut().zip(rounds) {
+            let Some(round) = round else { continue };
+            part.applied.superseded_by = part.applied.superseded_by.max(round.superseded_by);
+            part.left.clear();
+            for change in round.written {
+                match judge_write(part.write, change, &attempt, there.get(change.key())) {
+                    Written::Done => {}
+                    Written::Superseded(held) => {
+                        part.applied.superseded_by = part.applied.superseded_by.max(Some(held));
+                    }
+                    Written::Outrun => part.left.push(change),
+                    Written::Lost => part.failed = Some(lost()),
+                }
             }
         }
         Ok(())

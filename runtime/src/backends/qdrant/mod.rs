@@ -13,6 +13,7 @@
 //! | a delete that an old write does not undo | a point without a vector stays, with the version; [`sweep`](seawall_actors::backend::Backend::sweep) removes it |
 //! | a merge | read, merge, and write over exactly what was read; again if somebody was faster, 8 times at most |
 //! | a compensation | the same upsert, over its own version too |
+//! | a drain | up to 32 owed writes in one upsert, each point under the fence of its own write |
 //!
 //! **Several changes are not one atomic step**: Qdrant has no transactions. They are one entry of its log, so that
 //! after a crash of the server all of them are there or none, if they are in one shard. A reader may see some before
@@ -61,6 +62,9 @@ use self::error::{completed, judge, late};
 use self::point::Head;
 use super::Metric;
 use super::vector::check_embedding;
+
+/// Writes that go in one request of a drain. Each record may have a megabyte, and servers take some 32 in a request.
+const MAX_BATCH: usize = 32;
 
 /// A vector store on a Qdrant server, of version 1.16 or later.
 ///
@@ -244,7 +248,24 @@ impl Backend for QdrantBackend {
 
     async fn apply(&self, write: &FencedWrite) -> Result<Applied, BackendError> {
         fence::admit(write, self.config.dimension)?;
-        self.within(self.apply_fenced(write)).await
+        self.within(async { only(self.apply_fenced(&[write]).await) }).await
+    }
+
+    fn max_batch(&self) -> usize {
+        MAX_BATCH
+    }
+
+    /// One request for all of them.
+    async fn apply_batch(&self, writes: &[FencedWrite]) -> Result<Vec<Result<Applied, BackendError>>, BackendError> {
+        let admitted: Vec<_> = writes.iter().map(|write| fence::admit(write, self.config.dimension)).collect();
+        let sent: Vec<&FencedWrite> =
+            writes.iter().zip(&admitted).filter(|(_, admitted)| admitted.is_ok()).map(|(write, _)| write).collect();
+        let mut answers = self.within(async { told(self.apply_fenced(&sent).await) }).await?.into_iter();
+        let answer = |admitted: Result<(), BackendError>| match admitted {
+            Ok(()) => answers.next().unwrap_or_else(|| Err(late(self.config.timeout))),
+            Err(error) => Err(error),
+        };
+        Ok(admitted.into_iter().map(answer).collect())
     }
 
     async fn read(&self, keys: &[Key]) -> Result<Vec<Option<Stored>>, BackendError> {
@@ -301,6 +322,21 @@ impl Backend for QdrantBackend {
             Ok(usize::try_from(counted).unwrap_or(usize::MAX))
         })
         .await
+    }
+}
+
+type Answers = Vec<Result<Applied, BackendError>>;
+
+/// The answer to a single write.
+fn only(answers: Answers) -> Result<Applied, BackendError> {
+    answers.into_iter().next().unwrap_or_else(|| Ok(Applied::default()))
+}
+
+/// The answers, or the first error where there is nothing else: then it was the request that failed.
+fn told(answers: Answers) -> Result<Answers, BackendError> {
+    match answers.iter().find_map(|answer| answer.as_ref().err()) {
+        Some(error) if answers.iter().all(Result::is_err) => Err(error.clone()),
+        _ => Ok(answers),
     }
 }
 

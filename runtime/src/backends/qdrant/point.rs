@@ -275,25 +275,30 @@ pub(super) enum Over {
     Seen(Option<String>),
 }
 
-/// The points, of those that a request writes, that are written over. A point that is not there is made whatever the
-/// condition says: so does Qdrant define conditional updates.
-pub(super) fn condition(write: &FencedWrite, over: &[(PointId, Over)]) -> Filter {
-    let fence = older(write.fence, write.version);
-    let fenced: Vec<PointId> = over.iter().filter(|(_, over)| *over == Over::Fence).map(|(id, _)| id.clone()).collect();
-    let seen = over.iter().filter_map(|(id, over)| match over {
-        Over::Fence => None,
-        Over::Seen(Some(attempt)) => {
-            let condition = [Condition::has_id([id.clone()]), equals(ATTEMPT, attempt.clone())];
-            Some(Condition::from(Filter::must(condition)))
-        }
-        Over::Seen(None) => None,
-    });
-    let mut any: Vec<Condition> = seen.collect();
-    if fenced.len() == over.len() {
-        return Filter::must([fence]);
+/// The points, of those that a request writes for some writes, that are written over. A point that is not there is made
+/// whatever the condition says: so does Qdrant define conditional updates.
+pub(super) fn condition(sent: &[(&FencedWrite, &[(PointId, Over)])]) -> Filter {
+    if let [(write, over)] = sent
+        && over.iter().all(|(_, over)| *over == Over::Fence)
+    {
+        return Filter::must([older(write.fence, write.version)]);
     }
-    if !fenced.is_empty() {
-        any.push(Filter::must([Condition::has_id(fenced), fence]).into());
+    let mut any: Vec<Condition> = Vec::new();
+    for (write, over) in sent {
+        let mut fenced: Vec<PointId> = Vec::new();
+        for (id, over) in *over {
+            match over {
+                Over::Fence => fenced.push(id.clone()),
+                Over::Seen(Some(attempt)) => {
+                    let condition = [Condition::has_id([id.clone()]), equals(ATTEMPT, attempt.clone())];
+                    any.push(Filter::must(condition).into());
+                }
+                Over::Seen(None) => {}
+            }
+        }
+        if !fenced.is_empty() {
+            any.push(Filter::must([Condition::has_id(fenced), older(write.fence, write.version)]).into());
+        }
     }
     // A filter without conditions would let everything be written over; no version is below 0.
     any.push(older(Fence::Write, Version(0)));

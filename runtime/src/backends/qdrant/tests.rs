@@ -206,7 +206,7 @@ proptest! {
         let fence = if back { Fence::Compensation } else { Fence::Write };
         let write = write(version, fence, []);
         let id = point::id(&"a".into());
-        let condition = point::condition(&write, &[(id.clone(), Over::Fence)]);
+        let condition = point::condition(&[(&write, &[(id.clone(), Over::Fence)])]);
         for held in [held, version.saturating_add_signed(near)] {
             prop_assert_eq!(holds(&condition, (&id, held, "")), write.passes(Version(held)), "{} over {}", version, held);
         }
@@ -229,7 +229,7 @@ fn a_merge_goes_over_what_it_was_merged_with_and_over_nothing_else() {
     let write = write(5, Fence::Write, []);
     // The condition speaks of the points that are sent, and no others are.
     for sent in [&over[..], &over[..2], &over[1..], &over[1..2]] {
-        let condition = point::condition(&write, sent);
+        let condition = point::condition(&[(&write, sent)]);
         let held = |id: &PointId, version, attempt| {
             sent.iter().any(|(other, _)| other == id).then(|| holds(&condition, (id, version, attempt)))
         };

@@ -55,6 +55,9 @@ flaws! {
     MergeIsDeep caught by Merges,
     MergeNeedsARecord caught by Merges,
     BatchFencedByItsFirst caught by Batches,
+    SeveralWritesShareAFence caught by SeveralWrites,
+    SeveralWritesStopAtTheFirstError caught by SeveralWrites,
+    SeveralWritesAreAnsweredBackwards caught by SeveralWrites,
     RejectedBatchHalfApplied caught by Rejection,
     RejectionIsTransient caught by Rejection,
     NumbersAreFloats caught by Fidelity,
@@ -374,6 +377,23 @@ impl Backend for Store {
             superseded_by = None;
         }
         self.reply(Applied { superseded_by })
+    }
+
+    async fn apply_batch(&self, writes: &[FencedWrite]) -> Result<Vec<Result<Applied, BackendError>>, BackendError> {
+        let mut answers = Vec::new();
+        let highest = writes.iter().map(|write| write.version).max().unwrap_or_default();
+        for write in writes {
+            let shared = FencedWrite { version: highest, ..write.clone() };
+            let answer = self.apply(if self.is(Flaw::SeveralWritesShareAFence) { &shared } else { write }).await;
+            if self.is(Flaw::SeveralWritesStopAtTheFirstError) {
+                answer.as_ref().map_err(Clone::clone)?;
+            }
+            answers.push(answer);
+        }
+        if self.is(Flaw::SeveralWritesAreAnsweredBackwards) {
+            answers.reverse();
+        }
+        Ok(answers)
     }
 
     async fn read(&self, keys: &[Key]) -> Result<Vec<Option<Stored>>, BackendError> {
