@@ -62,7 +62,7 @@ const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/packages.
 /// Exit status: 0 when every acknowledged write is in both stores, once and in order; 1 when not; 2 when it could
 /// not run.
 #[derive(Parser)]
-#[command(name = "neo4j_qdrant")]
+#[command(name = "neo4j_qdrant", override_usage = "neo4j_qdrant [--json] --servers DIR | --neo4j URI --qdrant URL")]
 struct Args {
     /// Start servers from where `tests/servers/install DIR` has put them, and kill them.
     #[arg(long, value_name = "DIR", required_unless_present = "neo4j", conflicts_with_all = ["neo4j", "qdrant"])]

@@ -77,7 +77,12 @@ pub(crate) fn work(stage: &Stage) -> Vec<Work> {
     let (transaction, upsert) = ("the same statements with neo4rs", "the same requests with qdrant-client");
     let (neo4j, qdrant) = (neo4j.clone(), qdrant.clone());
     vec![
-        Work { what: "store, Neo4j", against: transaction, seawall: storing(graph), by_hand: by_hand(&neo4j, true) },
+        Work {
+            what: "store, Neo4j",
+            against: "the same with neo4rs, but for locking in one order",
+            seawall: storing(graph),
+            by_hand: by_hand(&neo4j, true),
+        },
         Work {
             what: "retrieve, Neo4j",
             against: transaction,
