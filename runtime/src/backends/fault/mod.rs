@@ -69,7 +69,8 @@ pub enum Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Op {
-    /// [`Backend::apply`](seawall_actors::backend::Backend::apply), and beginning a native transaction.
+    /// [`Backend::apply`](seawall_actors::backend::Backend::apply), the same for several writes in one call, and
+    /// beginning a native transaction.
     Apply,
     /// Committing a native transaction.
     Commit,

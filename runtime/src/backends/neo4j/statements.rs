@@ -24,8 +24,8 @@ pub(super) struct Statements {
     pub(super) constraint: String,
     /// Finds the newest version, and what is to be swept.
     pub(super) index: String,
-    /// Replaces nodes as `$rows` (`key`, `properties`) say, where the version held is `$over` at the most; gives the keys
-    /// of those.
+    /// Locks the nodes of `$touched` and those that they relate to; replaces nodes as `$rows` (`key`, `properties`) say,
+    /// where the version held is `$over` at the most; gives the keys of those.
     pub(super) put: String,
     /// Makes relationships as `$rows` (`from`, `to`, `kind`, `position`) say.
     pub(super) relate: String,
